@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The exceptions a user can meet, and the one place that turns them into an exit code."""
+
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+
+class MindFormersError(Exception):
+    """Base of every error that is the user's to mend; the message says what was given, allowed, and what to do."""
+
+    exit_code = 2
+
+
+class ConfigError(MindFormersError, ValueError):
+    """A YAML file, a command line flag or a config object holds something that is not allowed."""
+
+
+class DataError(MindFormersError, ValueError):
+    """A dataset, a text file or a tokenizer file cannot be used as asked."""
+
+
+class CheckpointError(MindFormersError, ValueError):
+    """A checkpoint is missing, damaged, or does not fit the model."""
+
+
+class DeviceError(MindFormersError, RuntimeError):
+    """The device asked for is absent, or cannot do what the config asks of it."""
+
+
+class TrainingError(MindFormersError, RuntimeError):
+    """A run had to stop: the loss became NaN or Inf, or a save failed."""
+
+    exit_code = 1
+
+
+def run_cli(main: Callable[[], int | None]) -> NoReturn:
+    """Run a command line entry point and leave the process with its exit code.
+
+    Args:
+        main: the command; it returns an exit code, or None for success.
+
+    A :class:`MindFormersError` is printed as ``error: ...`` on stderr without a traceback and exits with its
+    ``exit_code``; Ctrl-C exits with 130. Every other exception is a bug of ours and keeps its traceback.
+    """
+    try:
+        code = main()
+    except MindFormersError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        sys.exit(130)
+    sys.exit(code or 0)

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one place that chooses how a piece of maths is computed on a device.
+
+Every function here returns a cell with the same inputs and outputs whatever the device; the plain version,
+made of ops that exist everywhere, is the tested reference. On CPU no elementwise op broadcasts a large tensor:
+MindSpore's CPU kernels keep two index lists of 16 bytes per output element for the life of the graph when an
+operand is broadcast, which costs a third of all memory in training. A matrix product with a vector of ones does
+the same work without them (measured in docs/performance notes of CPU_PERFORMANCE).
+
+Legend: B batch, S sequence, N query heads, K key/value heads, G = N / K, D head dim, T = B * S.
+"""
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor, nn, ops
+from mindspore.common.initializer import initializer
+
+
+class RMSNorm(nn.Cell):
+    """Root mean square norm, ``x / sqrt(mean(x^2) + eps) * weight`` (Zhang and Sennrich 2019, eq. 4).
+
+    Args:
+        dim: features, the last axis.
+        eps: added to the mean square.
+        compute_type: type of the statistics and of the products; the result is cast back to the input's type.
+
+    The factor ``rsqrt(...) * weight`` is an outer product, so no operand is broadcast.
+    """
+
+    def __init__(self, dim: int, eps: float = 1e-5, compute_type: ms.Type = ms.float32) -> None:
+        super().__init__()
+        self.dim = dim
+        self.eps = eps
+        self.compute_type = compute_type
+        self.weight = Parameter(initializer("ones", (dim,), ms.float32), name="weight")
+        self.mean_weights = Tensor(np.full((dim, 1), 1.0 / dim), ms.float32)
+        self.square = ops.Mul()
+        self.mean = ops.MatMul()
+        self.outer = ops.MatMul()
+        self.scale = ops.Mul()
+
+    def construct(self, x: Tensor) -> Tensor:
+        """(T, dim) -> (T, dim), same type as x."""
+        wide = ops.cast(x, ms.float32)
+        mean_square = self.mean(self.square(wide, wide), self.mean_weights)  # (T, 1)
+        weight = ops.reshape(self.weight, (1, self.dim))
+        factor = self.outer(ops.rsqrt(mean_square + self.eps), weight)  # (T, dim)
+        y = self.scale(ops.cast(wide, self.compute_type), ops.cast(factor, self.compute_type))
+        return ops.cast(y, x.dtype)
+
+
+class FusedRMSNorm(nn.Cell):
+    """RMSNorm by the Ascend kernel; parameters and results as :class:`RMSNorm`."""
+
+    def __init__(self, dim: int, eps: float = 1e-5, compute_type: ms.Type = ms.float32) -> None:
+        super().__init__()
+        self.eps = eps
+        self.compute_type = compute_type
+        self.weight = Parameter(initializer("ones", (dim,), ms.float32), name="weight")
+        self.norm = ops.RmsNorm(eps)
+
+    def construct(self, x: Tensor) -> Tensor:
+        """(T, dim) -> (T, dim), same type as x."""
+        y, _ = self.norm(ops.cast(x, self.compute_type), ops.cast(self.weight, self.compute_type))
+        return ops.cast(y, x.dtype)
+
+
+class PlainAttention(nn.Cell):
+    """``softmax(q k^T + mask) v`` with its gradient written by hand, so that no probability is kept for it.
+
+    Args:
+        softmax_type: type of scores and probabilities; products run in the type of the inputs.
+
+    Inputs: q (B, K, G*S, D), already multiplied by 1/sqrt(D); k and v (B, K, L, D); mask (B, K, G*S, L), 0 where a
+    key is seen and a large negative number where not. Output: (B, K, G*S, D). The gradient of the softmax,
+    ``p * (dp - rowsum(do * o))`` (Dao et al. 2022, appendix B.2), gets its row term from one more column in the
+    product that gives dp, instead of a broadcast subtraction. The mask gets no gradient.
+    """
+
+    def __init__(self, head_dim: int, softmax_type: ms.Type = ms.float32) -> None:
+        super().__init__()
+        self.softmax_type = softmax_type
+        self.scores = ops.BatchMatMul(transpose_b=True)
+        self.softmax = ops.Softmax(-1)
+        self.context = ops.BatchMatMul()
+        self.grad_transposed = ops.BatchMatMul(transpose_a=True)
+        self.concat = ops.Concat(-1)
+        self.column = Tensor(np.ones((head_dim, 1)), ms.float32)
+        self.row_sum = ops.MatMul()
+
+    def _probabilities(self, q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
+        return self.softmax(ops.cast(self.scores(q, k), self.softmax_type) + mask)
+
+    def construct(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        """Attention output (B, K, G*S, D) in the type of q."""
+        return self.context(ops.cast(self._probabilities(q, k, mask), q.dtype), v)
+
+    def bprop(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, out: Tensor, dout: Tensor) -> tuple:
+        """Gradients of q, k, v; zeros for the mask."""
+        b, h, rows, d = q.shape
+        p = self._probabilities(q, k, mask)
+        dv = self.grad_transposed(ops.cast(p, q.dtype), dout)
+        row = ops.reshape(ops.cast(dout, ms.float32) * ops.cast(out, ms.float32), (b * h * rows, d))
+        delta = ops.cast(ops.reshape(self.row_sum(row, self.column), (b, h, rows, 1)), q.dtype)
+        ones = ops.ones_like(ops.slice(v, (0, 0, 0, 0), (b, h, v.shape[2], 1)))
+        dp = self.scores(self.concat((dout, -delta)), self.concat((v, ones)))  # dout v^T - delta
+        ds = ops.cast(p * ops.cast(dp, self.softmax_type), q.dtype)
+        return self.context(ds, k), self.grad_transposed(ds, q), dv, ops.zeros_like(mask)
+
+
+def rms_norm(dim: int, eps: float, compute_type: ms.Type, fused: bool) -> nn.Cell:
+    """The RMSNorm cell of this device: Ascend's kernel when ``fused``, else the plain one."""
+    return (FusedRMSNorm if fused else RMSNorm)(dim, eps, compute_type)
+
+
+def use_fused_kernels() -> bool:
+    """True when the current device is an Ascend, the only target with fused Llama kernels in MindSpore."""
+    return ms.get_context("device_target") == "Ascend"

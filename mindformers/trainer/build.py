@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a config to everything a training run needs, in straight lines."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mindspore as ms
+from mindspore import nn
+
+from mindformers.checkpoint.layout import OutputLayout
+from mindformers.checkpoint.load import load_into, read_checkpoint, resolve_checkpoint
+from mindformers.checkpoint.resume import ResumePoint, find_resume, restore
+from mindformers.config import RunConfig
+from mindformers.core.callback.checkpoint_monitor import CheckpointMonitor
+from mindformers.core.callback.loss_monitor import MFLossMonitor
+from mindformers.core.lr import resolve_schedule
+from mindformers.core.param_groups import group_parameters
+from mindformers.core.progress import TrainProgress
+from mindformers.dataset.causal_language_model import (
+    check_record_length,
+    check_vocab,
+    create_causal_lm_dataset,
+    inspect_mindrecord,
+    steps_per_epoch,
+)
+from mindformers.errors import CheckpointError, ConfigError, DataError
+from mindformers.models.llama.llama_config import LlamaConfig
+from mindformers.models.llama.llama_parallel import apply_recompute
+from mindformers.registry import MindFormerModuleType, MindFormerRegister
+from mindformers.tools.logger import get_logger
+from mindformers.wrapper import MFTrainOneStepCell
+
+logger = get_logger(__name__)
+
+
+@dataclass
+class TrainTask:
+    """A run that is ready to start.
+
+    Args:
+        cell: the train network for ``mindspore.Model``.
+        dataset: all micro steps that are left, one stream.
+        progress: where the run stands.
+        callbacks: in the order they are called.
+        steps_left: micro steps in ``dataset``.
+    """
+
+    cell: nn.Cell
+    dataset: ms.dataset.Dataset
+    progress: TrainProgress
+    callbacks: list[Any] = field(default_factory=list)
+    steps_left: int = 0
+
+
+def build_network(cfg: RunConfig) -> nn.Cell:
+    """The network of ``model.arch`` with ``model.model_config``; no weights are loaded."""
+    values = cfg.model.config.model_dump() | {"checkpoint_name_or_path": ""}
+    network_class = MindFormerRegister.get_cls(MindFormerModuleType.MODELS, cfg.model.arch.type)
+    return network_class(LlamaConfig(**values))
+
+
+def load_weights(network: nn.Cell, cfg: RunConfig, *, required: bool, rank: int = 0) -> Path | None:
+    """Load ``load_checkpoint``, or else the config's ``checkpoint_name_or_path``, into the network.
+
+    Args:
+        network: the network.
+        cfg: the run's config.
+        required: whether random weights are an error; training from scratch is the only run that wants them.
+        rank: this process.
+
+    Returns:
+        The file, or None for random weights.
+    """
+    source = cfg.load_checkpoint or (cfg.model.config.checkpoint_name_or_path if required else "")
+    if not source:
+        if required:
+            raise CheckpointError(
+                f"run_mode {cfg.run_mode} needs weights: give --load_checkpoint FILE (or load_checkpoint in the YAML)"
+            )
+        logger.info("no load_checkpoint: the weights start from random values (seed %d)", cfg.seed)
+        return None
+    path = resolve_checkpoint(source, rank)
+    load_into(network, read_checkpoint(path), strict=cfg.load_checkpoint_strict)
+    logger.info("weights loaded from %s", path)
+    return path
+
+
+def build_training(cfg: RunConfig, layout: OutputLayout, *, dataset: Any = None) -> TrainTask:
+    """Dataset, network, optimizer, train cell and callbacks of a train or finetune run.
+
+    Args:
+        cfg: the run's config.
+        layout: where its files go.
+        dataset: a MindSpore dataset of batches to use in place of ``train_dataset``.
+    """
+    resume = find_resume(cfg.load_checkpoint or layout, _prefix(cfg)) if cfg.resume_training else None
+    progress, stream, manifest = _build_data(cfg, resume, dataset)
+    network = build_network(cfg)
+    if resume is None:
+        load_weights(network, cfg, required=cfg.run_mode == "finetune", rank=layout.rank)
+    network.set_train(True)
+    apply_recompute(network, cfg.recompute_config)
+    optimizer = build_optimizer(cfg, network, progress.total_steps)
+    cell = MFTrainOneStepCell(
+        network,
+        optimizer,
+        use_clip_grad=cfg.runner_wrapper.use_clip_grad,
+        max_grad_norm=cfg.runner_wrapper.max_grad_norm,
+        scale_sense=_loss_scale(cfg),
+        accumulation=progress.accumulation,
+    )
+    cell.set_train(True)
+    if resume is not None:
+        restore(cell, resume, manifest)
+    callbacks = build_callbacks(cfg, progress, layout, cell, manifest)
+    left = (progress.total_steps - progress.start_step) * progress.accumulation
+    return TrainTask(cell, stream, progress, callbacks, left)
+
+
+def _build_data(cfg: RunConfig, resume: ResumePoint | None, dataset: Any) -> tuple:
+    """Progress, the stream of batches that are left, and what a checkpoint must say about the data."""
+    runner, section = cfg.runner_config, cfg.train_dataset
+    accumulation = runner.gradient_accumulation_steps
+    seq_length = cfg.model.config.seq_length
+    global_batch = runner.batch_size * accumulation
+    start = resume.manifest.step if resume else 0
+    if dataset is not None:
+        steps = dataset.get_dataset_size() // accumulation
+        if start:
+            dataset = dataset.skip(start % steps * accumulation)
+        progress = TrainProgress(steps, runner.epochs, global_batch, seq_length, accumulation, start)
+        return progress, dataset.repeat(runner.epochs - start // steps), {"seed": cfg.seed}
+    loader = section.data_loader
+    info = inspect_mindrecord(loader.dataset_dir, loader.dataset_files)
+    check_record_length(info, seq_length, "train")
+    check_vocab(info, cfg.model.config.vocab_size)
+    records = min(info.num_records, loader.num_samples or info.num_records) * section.repeat
+    steps = steps_per_epoch(records, global_batch, True)
+    if steps == 0:
+        raise DataError(
+            f"{info.num_records} records are fewer than one step of {global_batch} "
+            f"(batch_size {runner.batch_size} x gradient_accumulation_steps {accumulation}): lower runner_config.batch_size"
+        )
+    progress = TrainProgress(steps, runner.epochs, global_batch, seq_length, accumulation, start)
+    if start >= progress.total_steps:
+        raise ConfigError(
+            f"the checkpoint is at step {start} and the run has {progress.total_steps} steps "
+            f"({steps} a pass x {runner.epochs} epochs): nothing is left to do. Raise runner_config.epochs to go on"
+        )
+    stream = create_causal_lm_dataset(
+        dataset_dir=loader.dataset_dir,
+        dataset_files=loader.dataset_files,
+        input_columns=section.input_columns,
+        batch_size=runner.batch_size,
+        global_batch_size=global_batch,
+        shuffle=loader.shuffle,
+        seed=cfg.seed,
+        epochs=runner.epochs,
+        start_step=start,
+        num_samples=loader.num_samples,
+        num_parallel_workers=section.num_parallel_workers,
+        prefetch_size=section.prefetch_size,
+    )
+    manifest = {
+        "seed": cfg.seed,
+        "global_batch_size": global_batch,
+        "num_records": records,
+        "shuffle": bool(loader.shuffle),
+        "steps_per_epoch": steps,
+    }
+    return progress, stream, manifest
+
+
+def build_optimizer(cfg: RunConfig, network: nn.Cell, total_steps: int) -> nn.Optimizer:
+    """The optimizer over the trainable parameters, with its weight decay groups and learning rate schedule."""
+    options = cfg.optimizer.options()
+    weight_decay = options.pop("weight_decay", 0.0)
+    if cfg.lr_schedule is not None:
+        schedule = dict(cfg.lr_schedule.options())
+        kwargs = resolve_schedule({"type": cfg.lr_schedule.type, **schedule}, total_steps)
+        options["learning_rate"] = MindFormerRegister.get_instance_from_cfg(kwargs, MindFormerModuleType.LR)
+    options["params"] = group_parameters(network, weight_decay)
+    return MindFormerRegister.get_instance_from_cfg(
+        {"type": cfg.optimizer.type, **options}, MindFormerModuleType.OPTIMIZER
+    )
+
+
+def _loss_scale(cfg: RunConfig) -> Any:
+    scale = cfg.runner_wrapper.scale_sense
+    if isinstance(scale, int | float):
+        return scale
+    return MindFormerRegister.get_instance_from_cfg(
+        {"type": scale.type, **scale.options()}, MindFormerModuleType.WRAPPER
+    )
+
+
+def _prefix(cfg: RunConfig) -> str | None:
+    """File name prefix of the run's checkpoints; None when it saves none."""
+    for section in cfg.callbacks:
+        if section.type in ("CheckpointMonitor", "CheckpointMointor"):
+            return section.options().get("prefix", "CKP")
+    return None
+
+
+def build_callbacks(
+    cfg: RunConfig, progress: TrainProgress, layout: OutputLayout, cell: nn.Cell, manifest: dict[str, Any]
+) -> list[Any]:
+    """The callbacks of the YAML, bound to this run; checkpoints come before the loss line that may stop the run."""
+    callbacks = [
+        MindFormerRegister.get_instance_from_cfg(
+            {"type": section.type, **section.options()}, MindFormerModuleType.CALLBACK
+        )
+        for section in cfg.callbacks
+    ]
+    monitors = [c for c in callbacks if isinstance(c, CheckpointMonitor)]
+    for callback in callbacks:
+        if isinstance(callback, CheckpointMonitor):
+            state = lambda: {p.name: p for p in cell.get_parameters()}  # noqa: E731
+            callback.bind(progress, layout, state, manifest)
+        elif isinstance(callback, MFLossMonitor):
+            hint = (lambda: str(monitors[0].last_saved) if monitors[0].last_saved else None) if monitors else None
+            callback.bind(progress, layout.metrics_file, hint, rank=layout.rank)
+    return sorted(callbacks, key=lambda c: isinstance(c, CheckpointMonitor))

@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cells that make a network trainable: one step of forward, backward and update."""
+
+from mindformers.wrapper.train_step import MFTrainOneStepCell
+
+__all__ = ["MFTrainOneStepCell"]

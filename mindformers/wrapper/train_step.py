@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One training step: forward, backward, gradient accumulation, clipping, loss scale, update."""
+
+from typing import Any
+
+import mindspore as ms
+from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+
+from mindformers.core.clip_grad import global_norm
+from mindformers.registry import MindFormerModuleType, MindFormerRegister
+
+
+@MindFormerRegister.register(MindFormerModuleType.WRAPPER, alias="mf_wrapper")
+class MFTrainOneStepCell(nn.Cell):
+    """Runs one (micro) step of training.
+
+    Args:
+        network: a cell whose construct gives the scalar loss of a batch; with accumulation it also has
+            ``loss_and_count(*batch)``, the summed loss and the number of label tokens.
+        optimizer: a MindSpore optimizer over the network's trainable parameters.
+        use_clip_grad: scale the gradients down to ``max_grad_norm`` when their global norm exceeds it.
+        max_grad_norm: the bound.
+        scale_sense: loss scale: a number, or a MindSpore cell such as DynamicLossScaleUpdateCell that adapts it.
+        accumulation: micro steps per update. The update uses the gradient of (sum of the losses of all label
+            tokens) / (their number), so how a batch is cut into micro batches does not change the result.
+
+    Outputs of a call: (loss, overflow, loss_scale, learning_rate, grad_norm), scalars. ``loss`` is that of the whole
+    accumulated batch at its last micro step and of the batch so far before; ``grad_norm`` is measured before clipping and
+    0 inside an accumulation. A gradient that is not finite skips the update and sets ``overflow``.
+    """
+
+    def __init__(
+        self,
+        network: nn.Cell,
+        optimizer: nn.Optimizer,
+        use_clip_grad: bool = False,
+        max_grad_norm: float = 1.0,
+        scale_sense: Any = 1.0,
+        accumulation: int = 1,
+    ) -> None:
+        super().__init__(auto_prefix=False)
+        self.network = network
+        self.network.set_grad()
+        self.optimizer = optimizer
+        self.weights = optimizer.parameters
+        self.use_clip_grad = use_clip_grad
+        self.max_grad_norm = float(max_grad_norm)
+        self.accumulation = accumulation
+        self.dynamic_scale = scale_sense if isinstance(scale_sense, nn.Cell) else None
+        start = self.dynamic_scale.get_loss_scale() if self.dynamic_scale else float(scale_sense)
+        self.scale_sense = Parameter(Tensor(start, ms.float32), name="scale_sense", requires_grad=False)
+        if accumulation == 1:
+            self.grad_fn = ms.value_and_grad(self._scaled_loss, None, self.weights)
+        else:
+            self.grad_fn = ms.value_and_grad(self._scaled_total, None, self.weights, has_aux=True)
+            self._make_accumulators()
+
+    def _make_accumulators(self) -> None:
+        self.accu_grads = ParameterTuple(
+            [
+                Parameter(ops.zeros(p.shape, ms.float32), name=f"accu_grads.{p.name}", requires_grad=False)
+                for p in self.weights
+            ]
+        )
+        self.accu_loss = Parameter(Tensor(0.0, ms.float32), name="accu_loss", requires_grad=False)
+        self.accu_tokens = Parameter(Tensor(0.0, ms.float32), name="accu_tokens", requires_grad=False)
+        self.accu_step = Parameter(Tensor(0, ms.int32), name="accu_step", requires_grad=False)
+
+    def _scaled_loss(self, batch: tuple, scale: Tensor) -> Tensor:
+        return self.network(*batch) * scale
+
+    def _scaled_total(self, batch: tuple, scale: Tensor) -> tuple:
+        total, count = self.network.loss_and_count(*batch)
+        # divided by the batch's capacity only to keep scaled gradients in the range a mean loss would have
+        return total * scale / batch[0].size, count
+
+    def construct(self, *batch: Tensor) -> tuple:
+        """One micro step on the columns of a batch, in the order of the network's construct."""
+        if self.accumulation == 1:
+            scale = self.scale_sense.value()
+            scaled, grads = self.grad_fn(batch, scale)
+            loss = scaled / scale
+            overflow, norm, lr = self._update(grads, 1.0 / scale)
+            return loss, overflow, scale, lr, norm
+        return self._accumulate(batch)
+
+    def _accumulate(self, batch: tuple) -> tuple:
+        scale = self.scale_sense.value()
+        (scaled, count), grads = self.grad_fn(batch, scale)
+        total = scaled / scale * batch[0].size
+        if self.accu_step == 0:
+            for accumulated, grad in zip(self.accu_grads, grads):
+                ops.assign(accumulated, ops.cast(grad, ms.float32))
+            ops.assign(self.accu_loss, total)
+            ops.assign(self.accu_tokens, count)
+        else:
+            for accumulated, grad in zip(self.accu_grads, grads):
+                ops.assign_add(accumulated, ops.cast(grad, ms.float32))
+            ops.assign_add(self.accu_loss, total)
+            ops.assign_add(self.accu_tokens, count)
+        step = self.accu_step + 1
+        safe_tokens = ops.maximum(self.accu_tokens, Tensor(1.0, ms.float32))
+        overflow, norm, lr = Tensor(False), Tensor(0.0, ms.float32), self.optimizer.get_lr()
+        if step == self.accumulation:
+            ops.assign(self.accu_step, Tensor(0, ms.int32))
+            overflow, norm, lr = self._update(self.accu_grads, batch[0].size / (safe_tokens * scale))
+        else:
+            ops.assign(self.accu_step, step)
+        return self.accu_loss / safe_tokens, overflow, scale, lr, norm
+
+    def _update(self, grads: tuple, factor: Tensor) -> tuple:
+        """Apply ``grads * factor`` unless they are not finite; gives overflow, norm of the product and the rate."""
+        norm = global_norm(grads) * factor
+        overflow = ops.logical_not(ops.isfinite(norm))
+        if self.use_clip_grad:
+            factor = factor * self.max_grad_norm / ops.maximum(norm, Tensor(self.max_grad_norm, ms.float32))
+        lr = self.optimizer.get_lr()
+        if self.dynamic_scale is not None:
+            self.dynamic_scale(self.scale_sense, overflow)
+        if not overflow:
+            scaled = ()
+            for grad in grads:
+                scaled += (grad * ops.cast(factor, grad.dtype),)
+            self.optimizer(scaled)
+        return overflow, norm, lr
