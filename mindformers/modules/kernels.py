@@ -5,15 +5,19 @@ Every function here returns a cell with the same inputs and outputs whatever the
 made of ops that exist everywhere, is the tested reference. On CPU no elementwise op broadcasts a large tensor:
 MindSpore's CPU kernels keep two index lists of 16 bytes per output element for the life of the graph when an
 operand is broadcast, which costs a third of all memory in training. A matrix product with a vector of ones does
-the same work without them (measured in docs/performance notes of CPU_PERFORMANCE).
+the same work without them.
 
 Legend: B batch, S sequence, N query heads, K key/value heads, G = N / K, D head dim, T = B * S.
 """
+
+from typing import Any
 
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import initializer
+
+from mindformers.errors import DeviceError
 
 
 class RMSNorm(nn.Cell):
@@ -106,6 +110,22 @@ class PlainAttention(nn.Cell):
         dp = self.scores(self.concat((dout, -delta)), self.concat((v, ones)))  # dout v^T - delta
         ds = ops.cast(p * ops.cast(dp, self.softmax_type), q.dtype)
         return self.context(ds, k), self.grad_transposed(ds, q), dv, ops.zeros_like(mask)
+
+
+def require_dtypes(config: Any) -> None:
+    """Refuse, before anything compiles, a dtype the current device has no kernels for.
+
+    Raises:
+        DeviceError: a dtype field of the config is bfloat16 and the device is the CPU.
+    """
+    if ms.get_context("device_target") != "CPU":
+        return
+    fields = [f"{name}: {value}" for name, value in config.to_dict().items() if value == "bfloat16"]
+    if fields:
+        raise DeviceError(
+            f"model.model_config.{', '.join(fields)}: MindSpore has no bfloat16 kernels on CPU. "
+            "Use float32 or float16, or run with --device_target Ascend"
+        )
 
 
 def rms_norm(dim: int, eps: float, compute_type: ms.Type, fused: bool) -> nn.Cell:

@@ -81,7 +81,7 @@ def hf_model(name: str) -> object:
         intermediate_size=config.ffn_size,
         num_hidden_layers=config.num_layers,
         num_attention_heads=config.num_heads,
-        num_key_value_heads=config.kv_heads,
+        num_key_value_heads=config.num_kv_heads,
         vocab_size=config.vocab_size,
         rms_norm_eps=config.rms_norm_eps,
         rope_theta=config.rope_theta,

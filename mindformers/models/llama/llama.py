@@ -15,7 +15,7 @@ from mindformers.models.llama.llama_config import LlamaConfig
 from mindformers.models.llama.llama_layer import LlamaEmbedding, RotaryTables, rotary_frequencies
 from mindformers.models.llama.llama_transformer import LlamaDecodeLayer
 from mindformers.modules.dtypes import to_ms_dtype
-from mindformers.modules.kernels import rms_norm, use_fused_kernels
+from mindformers.modules.kernels import require_dtypes, rms_norm, use_fused_kernels
 from mindformers.modules.kv_cache import cache_rows, new_cache
 from mindformers.modules.linear import Linear
 from mindformers.registry import MindFormerModuleType, MindFormerRegister
@@ -32,8 +32,9 @@ class LlamaModel(nn.Cell):
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         config.check()
+        require_dtypes(config)
         self.num_heads = config.num_heads
-        self.num_kv_heads = config.kv_heads
+        self.num_kv_heads = config.num_kv_heads
         self.hidden_size = config.hidden_size
         fused = use_fused_kernels()
         self.compute_dtype = to_ms_dtype(config.compute_dtype)
@@ -132,7 +133,7 @@ class LlamaForCausalLM(nn.Cell):
         self.use_past = config.use_past
         self.is_first_iteration = True
         if self.use_past:
-            cache = (config.num_layers, config.batch_size, config.kv_heads, config.seq_length, config.head_dim)
+            cache = (config.num_layers, config.batch_size, config.num_kv_heads, config.seq_length, config.head_dim)
             self.cache_length = config.seq_length
             self.key_past = new_cache("key_past", *cache, self.head_dtype)
             self.value_past = new_cache("value_past", *cache, self.head_dtype)

@@ -28,7 +28,7 @@ class LlamaAttention(nn.Cell):
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.num_heads = config.num_heads
-        self.num_kv_heads = config.kv_heads
+        self.num_kv_heads = config.num_kv_heads
         self.group = self.num_heads // self.num_kv_heads
         self.head_dim = config.head_dim
         self.width = self.num_heads * self.head_dim
