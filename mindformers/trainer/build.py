@@ -21,9 +21,9 @@ from mindformers.dataset.causal_language_model import (
     check_record_length,
     check_vocab,
     create_causal_lm_dataset,
-    inspect_mindrecord,
-    steps_per_epoch,
 )
+from mindformers.dataset.mindrecord import find_mindrecord_files, inspect_mindrecord
+from mindformers.dataset.order import steps_per_epoch
 from mindformers.errors import CheckpointError, ConfigError, DataError
 from mindformers.models.llama.llama_config import LlamaConfig
 from mindformers.models.llama.llama_parallel import apply_recompute
@@ -132,21 +132,22 @@ def _build_data(cfg: RunConfig, resume: ResumePoint | None, dataset: Any) -> tup
         progress = TrainProgress(steps, runner.epochs, global_batch, seq_length, accumulation, start)
         return progress, dataset.repeat(runner.epochs - start // steps), {"seed": cfg.seed}
     loader = section.data_loader
-    info = inspect_mindrecord(loader.dataset_dir, loader.dataset_files)
+    info = inspect_mindrecord(find_mindrecord_files(loader.dataset_dir, loader.dataset_files))
     check_record_length(info, seq_length, "train")
     check_vocab(info, cfg.model.config.vocab_size)
-    records = min(info.num_records, loader.num_samples or info.num_records) * section.repeat
+    records = min(info.num_records, loader.num_samples or info.num_records)
+    epochs = runner.epochs * section.repeat
     steps = steps_per_epoch(records, global_batch, True)
     if steps == 0:
         raise DataError(
             f"{info.num_records} records are fewer than one step of {global_batch} "
             f"(batch_size {runner.batch_size} x gradient_accumulation_steps {accumulation}): lower runner_config.batch_size"
         )
-    progress = TrainProgress(steps, runner.epochs, global_batch, seq_length, accumulation, start)
+    progress = TrainProgress(steps, epochs, global_batch, seq_length, accumulation, start)
     if start >= progress.total_steps:
         raise ConfigError(
             f"the checkpoint is at step {start} and the run has {progress.total_steps} steps "
-            f"({steps} a pass x {runner.epochs} epochs): nothing is left to do. Raise runner_config.epochs to go on"
+            f"({steps} a pass x {epochs} epochs): nothing is left to do. Raise runner_config.epochs to go on"
         )
     stream = create_causal_lm_dataset(
         dataset_dir=loader.dataset_dir,
@@ -156,7 +157,7 @@ def _build_data(cfg: RunConfig, resume: ResumePoint | None, dataset: Any) -> tup
         global_batch_size=global_batch,
         shuffle=loader.shuffle,
         seed=cfg.seed,
-        epochs=runner.epochs,
+        epochs=epochs,
         start_step=start,
         num_samples=loader.num_samples,
         num_parallel_workers=section.num_parallel_workers,

@@ -13,8 +13,8 @@ from mindformers.dataset.causal_language_model import (
     check_record_length,
     check_vocab,
     create_causal_lm_dataset,
-    inspect_mindrecord,
 )
+from mindformers.dataset.mindrecord import find_mindrecord_files, inspect_mindrecord
 from mindformers.registry import MindFormerModuleType, MindFormerRegister
 from mindformers.tools.logger import get_logger
 
@@ -75,7 +75,7 @@ def build_eval_dataset(cfg: RunConfig) -> tuple[Any, Any]:
     """The eval dataset of a config, every record once and in order, and what its files hold."""
     section = cfg.eval_dataset
     loader = section.data_loader
-    info = inspect_mindrecord(loader.dataset_dir, loader.dataset_files)
+    info = inspect_mindrecord(find_mindrecord_files(loader.dataset_dir, loader.dataset_files))
     check_record_length(info, cfg.model.config.seq_length, "eval")
     check_vocab(info, cfg.model.config.vocab_size)
     dataset = create_causal_lm_dataset(

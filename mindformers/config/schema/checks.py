@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rules between the keys of a run: divisibility, devices, learning rates, what a run mode needs."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mindformers.config.schema.base import Finding, Section
+from mindformers.tools.utils import nearest
+
+if TYPE_CHECKING:
+    from mindformers.config.schema.run import RunConfig
+
+_MODEL = "model.model_config"
+_DTYPES = ("compute_dtype", "layernorm_compute_type", "softmax_compute_type", "rotary_dtype", "param_init_type")
+
+
+def run_findings(cfg: "RunConfig") -> Iterator[Finding]:
+    """Rules that hold for every config, whether or not it is run now."""
+    yield from _section_findings(cfg)
+    yield from _parallel(cfg)
+    yield from _device(cfg)
+    yield from _learning_rate(cfg)
+    if cfg.run_mode == "finetune" and not (cfg.load_checkpoint or cfg.model.config.checkpoint_name_or_path):
+        if not cfg.resume_training:
+            message = f"run_mode finetune needs weights to start from; give it, or {_MODEL}.checkpoint_name_or_path"
+            yield Finding("load_checkpoint", message, (f"{_MODEL}.checkpoint_name_or_path", "run_mode"))
+
+
+def _section_findings(cfg: "RunConfig") -> Iterator[Finding]:
+    """The findings of every section, with the section's name before the keys."""
+    for name, info in type(cfg).model_fields.items():
+        value = getattr(cfg, name)
+        items = enumerate(value) if isinstance(value, list) else [(None, value)]
+        for index, item in items:
+            if isinstance(item, Section):
+                prefix = (info.alias or name) + ("" if index is None else f".{index}")
+                for found in item.findings():
+                    involved = tuple(f"{prefix}.{key}" for key in found.involved)
+                    yield Finding(f"{prefix}.{found.key}", found.message, involved)
+
+
+def _parallel(cfg: "RunConfig") -> Iterator[Finding]:
+    if not cfg.use_parallel:
+        return
+    layout = cfg.parallel_config
+    ways, stages = layout.model_parallel, layout.pipeline_stage
+    config = cfg.model.config
+    mine = "parallel_config.model_parallel"
+    for key, number, what in (
+        ("num_heads", config.num_heads, "attention heads are"),
+        ("n_kv_heads", config.num_kv_heads, "key/value heads are"),
+        ("intermediate_size", config.ffn_size, "feed-forward columns are"),
+    ):
+        if number % ways:
+            message = f"{number} {what} not divisible by model_parallel {ways}"
+            yield Finding(mine, message, (f"{_MODEL}.{key}",))
+    if not layout.vocab_emb_dp and config.vocab_size % ways:
+        message = f"vocab_size {config.vocab_size} is not divisible by model_parallel {ways}; set vocab_emb_dp True"
+        yield Finding(mine, message, (f"{_MODEL}.vocab_size", "parallel_config.vocab_emb_dp"))
+    if stages > 1 and cfg.run_mode in ("train", "finetune") and layout.micro_batch_num < stages:
+        message = f"{layout.micro_batch_num} is below pipeline_stage {stages}; a stage would always wait"
+        yield Finding("parallel_config.micro_batch_num", message, ("parallel_config.pipeline_stage",))
+    if stages > config.num_layers:
+        message = f"{stages} stages for num_layers {config.num_layers}"
+        yield Finding("parallel_config.pipeline_stage", message, (f"{_MODEL}.num_layers",))
+    if isinstance(config.offset, list) and len(config.offset) != stages:
+        message = f"has {len(config.offset)} entries for pipeline_stage {stages}"
+        yield Finding(f"{_MODEL}.offset", message, ("parallel_config.pipeline_stage",))
+    given = cfg.parallel.pipeline_stages
+    if given is not None and given != stages:
+        message = f"{given} does not agree with parallel_config.pipeline_stage {stages}; leave it out"
+        yield Finding("parallel.pipeline_stages", message, ("parallel_config.pipeline_stage",))
+    if layout.use_seq_parallel and config.seq_length % ways:
+        message = f"seq_length {config.seq_length} is not divisible by model_parallel {ways}"
+        yield Finding("parallel_config.use_seq_parallel", message, (mine, f"{_MODEL}.seq_length"))
+    if cfg.parallel.device_num is not None:
+        yield from rank_findings(cfg, cfg.parallel.device_num, "parallel.device_num")
+
+
+def rank_findings(cfg: "RunConfig", ranks: int, source: str) -> Iterator[Finding]:
+    """The layout must use every rank.
+
+    Args:
+        cfg: the config.
+        ranks: how many there are.
+        source: where that number comes from, for the message.
+    """
+    layout = cfg.parallel_config
+    split = cfg.parallel.parallel_mode not in (0, "DATA_PARALLEL", "STAND_ALONE")
+    if cfg.use_parallel and split and layout.ranks != ranks:
+        product = f"{layout.data_parallel} * {layout.model_parallel} * {layout.pipeline_stage} = {layout.ranks}"
+        message = f"data_parallel * model_parallel * pipeline_stage is {product}, but {source} is {ranks}"
+        keys = ("data_parallel", "model_parallel", "pipeline_stage")
+        yield Finding("parallel_config", message, tuple(f"parallel_config.{key}" for key in keys))
+
+
+def _device(cfg: "RunConfig") -> Iterator[Finding]:
+    if cfg.context.device_target != "CPU":
+        return
+    config = cfg.model.config
+    for key in _DTYPES:
+        if getattr(config, key) == "bfloat16":
+            message = "no bfloat16 kernels on CPU; use float32 or float16, or context.device_target Ascend"
+            yield Finding(f"{_MODEL}.{key}", message, ("context.device_target",))
+    if config.pet_config is not None:
+        for key in ("param_init_type", "compute_dtype"):
+            if getattr(config.pet_config, key) == "bfloat16":
+                message = "no bfloat16 kernels on CPU; use float32 or float16"
+                yield Finding(f"{_MODEL}.pet_config.{key}", message, ("context.device_target",))
+
+
+def _learning_rate(cfg: "RunConfig") -> Iterator[Finding]:
+    optimizer = cfg.optimizer.options().get("learning_rate")
+    schedule = cfg.lr_schedule.options().get("learning_rate") if cfg.lr_schedule is not None else None
+    if None not in (optimizer, schedule) and optimizer != schedule:
+        message = f"{optimizer} but lr_schedule.learning_rate is {schedule}; give one of them, or the same value"
+        yield Finding("optimizer.learning_rate", message, ("lr_schedule.learning_rate",))
+    if cfg.lr_schedule is not None and isinstance(schedule, float):
+        for key in ("lr_end", "end_learning_rate"):
+            end = getattr(cfg.lr_schedule, key, None)
+            if isinstance(end, float) and end > schedule:
+                message = f"{end} is above the highest learning rate {schedule}"
+                yield Finding(f"lr_schedule.{key}", message, ("lr_schedule.learning_rate",))
+
+
+def launch_findings(cfg: "RunConfig") -> Iterator[Finding]:
+    """What must be there when the run starts now: data, prompts, files."""
+    if cfg.run_mode in ("train", "finetune"):
+        yield from _data("train_dataset", cfg.train_dataset.data_loader, "--train_dataset_dir")
+        if cfg.do_eval:
+            yield from _data("eval_dataset", cfg.eval_dataset.data_loader, "--eval_dataset_dir")
+        if cfg.optimizer.options().get("learning_rate") is None and (
+            cfg.lr_schedule is None or "learning_rate" not in cfg.lr_schedule.options()
+        ):
+            yield Finding("optimizer.learning_rate", "training needs a learning rate", ("lr_schedule.learning_rate",))
+    if cfg.run_mode == "eval":
+        yield from _data("eval_dataset", cfg.eval_dataset.data_loader, "--eval_dataset_dir")
+    if cfg.run_mode == "predict" and not cfg.input_data:
+        yield Finding("input_data", "run_mode predict needs prompts: --predict_data 'TEXT' ..., or a file", ("run_mode",))
+    if cfg.run_mode == "export":
+        message = "run_mode export is for mindformers/tools/export.py; here: train, finetune, eval or predict"
+        yield Finding("run_mode", message)
+    vocab_file = getattr(cfg.processor.tokenizer, "vocab_file", "")
+    if vocab_file and (cfg.run_mode == "predict" or cfg.metric.type == "EmF1Metric"):
+        yield from _path("processor.tokenizer.vocab_file", vocab_file, ("run_mode", "metric"))
+    for key, path in (
+        ("load_checkpoint", cfg.load_checkpoint),
+        (f"{_MODEL}.checkpoint_name_or_path", cfg.model.config.checkpoint_name_or_path),
+        ("src_strategy_path_or_dir", cfg.src_strategy_path_or_dir),
+    ):
+        if path and (os.sep in path or Path(path).suffix in (".ckpt", ".safetensors")):
+            yield from _path(key, path)
+
+
+def _data(section: str, loader: Any, flag: str) -> Iterator[Finding]:
+    if loader.type != "MindDataset":
+        return
+    files = loader.dataset_files or []
+    paths = [files] if isinstance(files, str) else files
+    key = f"{section}.data_loader.{'dataset_files' if paths else 'dataset_dir'}"
+    if not paths and not loader.dataset_dir:
+        yield Finding(key, f"no data given: {flag} FILE", ("run_mode",))
+    for path in paths or [loader.dataset_dir]:
+        if path:
+            yield from _path(key, path, ("run_mode",))
+
+
+def _path(key: str, path: str, involved: tuple[str, ...] = ()) -> Iterator[Finding]:
+    file = Path(path)
+    if file.exists():
+        return
+    folder = file.parent
+    if not folder.is_dir():
+        yield Finding(key, f"{path}: no such file (there is no folder {folder})", involved)
+        return
+    close = nearest(file.name, (entry.name for entry in folder.iterdir()))
+    hint = f". Did you mean {str(folder / close)!r}?" if close else ""
+    yield Finding(key, f"{path}: no such file{hint}", involved)

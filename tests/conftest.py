@@ -1,0 +1,15 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every test runs on the CPU in graph mode, the mode of real runs, with kernel dumps out of the way."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _graph_mode_on_cpu() -> None:
+    import mindspore as ms
+
+    ms.set_device("CPU")
+    ms.set_context(mode=ms.GRAPH_MODE)
