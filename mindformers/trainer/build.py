@@ -9,10 +9,12 @@ import mindspore as ms
 from mindspore import nn
 
 from mindformers.checkpoint.layout import OutputLayout
+from mindformers.checkpoint.manifest import flatten_config
 from mindformers.checkpoint.load import load_into, read_checkpoint, resolve_checkpoint
 from mindformers.checkpoint.resume import ResumePoint, find_resume, restore
 from mindformers.config import RunConfig
 from mindformers.core.callback.checkpoint_monitor import CheckpointMonitor
+from mindformers.core.callback.eval_callback import EvalCallBack
 from mindformers.core.callback.loss_monitor import MFLossMonitor
 from mindformers.core.lr import resolve_schedule
 from mindformers.core.param_groups import group_parameters
@@ -29,6 +31,7 @@ from mindformers.models.llama.llama_config import LlamaConfig
 from mindformers.models.llama.llama_parallel import apply_recompute
 from mindformers.registry import MindFormerModuleType, MindFormerRegister
 from mindformers.tools.logger import get_logger
+from mindformers.trainer.evaluate import EvalCell, evaluate
 from mindformers.wrapper import MFTrainOneStepCell
 
 logger = get_logger(__name__)
@@ -86,13 +89,14 @@ def load_weights(network: nn.Cell, cfg: RunConfig, *, required: bool, rank: int 
     return path
 
 
-def build_training(cfg: RunConfig, layout: OutputLayout, *, dataset: Any = None) -> TrainTask:
+def build_training(cfg: RunConfig, layout: OutputLayout, dataset: Any = None, eval_dataset: Any = None) -> TrainTask:
     """Dataset, network, optimizer, train cell and callbacks of a train or finetune run.
 
     Args:
         cfg: the run's config.
         layout: where its files go.
         dataset: a MindSpore dataset of batches to use in place of ``train_dataset``.
+        eval_dataset: the same for the evaluations that ``do_eval`` asks for.
     """
     resume = find_resume(cfg.load_checkpoint or layout, _prefix(cfg)) if cfg.resume_training else None
     progress, stream, manifest = _build_data(cfg, resume, dataset)
@@ -112,8 +116,10 @@ def build_training(cfg: RunConfig, layout: OutputLayout, *, dataset: Any = None)
     )
     cell.set_train(True)
     if resume is not None:
-        restore(cell, resume, manifest)
+        restore(train_state(cell), resume, manifest)
     callbacks = build_callbacks(cfg, progress, layout, cell, manifest)
+    if cfg.do_eval:
+        callbacks.append(_eval_callback(cfg, network, progress, eval_dataset))
     left = (progress.total_steps - progress.start_step) * progress.accumulation
     return TrainTask(cell, stream, progress, callbacks, left)
 
@@ -166,11 +172,18 @@ def _build_data(cfg: RunConfig, resume: ResumePoint | None, dataset: Any) -> tup
     manifest = {
         "seed": cfg.seed,
         "global_batch_size": global_batch,
-        "num_records": records,
+        "dataset_records": records,
         "shuffle": bool(loader.shuffle),
         "steps_per_epoch": steps,
+        "config": _settings(cfg),
     }
     return progress, stream, manifest
+
+
+def _settings(cfg: RunConfig) -> dict[str, Any]:
+    """The config, flat, without what may differ between the parts of one run: where it reads, writes and runs."""
+    passing = ("resume_training", "load_checkpoint", "output_dir", "callbacks", "context", "input_data", "save_file")
+    return {key: value for key, value in flatten_config(cfg.to_dict()).items() if not key.startswith(passing)}
 
 
 def build_optimizer(cfg: RunConfig, network: nn.Cell, total_steps: int) -> nn.Optimizer:
@@ -196,6 +209,14 @@ def _loss_scale(cfg: RunConfig) -> Any:
     )
 
 
+def train_state(cell: nn.Cell) -> dict[str, ms.Parameter]:
+    """What a checkpoint holds: weights, moments, counters, loss scale.
+
+    Accumulated gradients are left out: a checkpoint is taken between optimizer steps, where they count for nothing.
+    """
+    return {p.name: p for p in cell.get_parameters() if not p.name.startswith("accu_")}
+
+
 def _prefix(cfg: RunConfig) -> str | None:
     """File name prefix of the run's checkpoints; None when it saves none."""
     for section in cfg.callbacks:
@@ -217,9 +238,17 @@ def build_callbacks(
     monitors = [c for c in callbacks if isinstance(c, CheckpointMonitor)]
     for callback in callbacks:
         if isinstance(callback, CheckpointMonitor):
-            state = lambda: {p.name: p for p in cell.get_parameters()}  # noqa: E731
-            callback.bind(progress, layout, state, manifest)
+            callback.bind(progress, layout, lambda: train_state(cell), manifest)
         elif isinstance(callback, MFLossMonitor):
             hint = (lambda: str(monitors[0].last_saved) if monitors[0].last_saved else None) if monitors else None
             callback.bind(progress, layout.metrics_file, hint, rank=layout.rank)
     return sorted(callbacks, key=lambda c: isinstance(c, CheckpointMonitor))
+
+
+def _eval_callback(cfg: RunConfig, network: nn.Cell, progress: TrainProgress, dataset: Any) -> EvalCallBack:
+    cell = EvalCell(network)
+    callback = EvalCallBack(
+        lambda: evaluate(cfg, cell, dataset), cfg.eval_step_interval, cfg.eval_epoch_interval
+    )
+    callback.bind(progress)
+    return callback

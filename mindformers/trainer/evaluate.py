@@ -37,11 +37,11 @@ class EvalCell(nn.Cell):
         return self.network.loss_and_count(*batch)
 
 
-def evaluate_dataset(network: nn.Cell, dataset: Any, metric: Any, ignore_token_id: int, pad_token_id: int) -> dict:
+def evaluate_dataset(cell: EvalCell, dataset: Any, metric: Any, ignore_token_id: int, pad_token_id: int) -> dict:
     """Feed every batch to the metric.
 
     Args:
-        network: a LlamaForCausalLM; its training flag is left as it was.
+        cell: the network to evaluate; its training flag is left as it was.
         dataset: MindSpore dataset with columns input_ids and perhaps labels, int32 (B, S).
         metric: has ``update(loss_sum, num_tokens)`` and ``eval()``.
         ignore_token_id, pad_token_id: what fills up a last, shorter batch, so that its shape needs no second graph.
@@ -49,9 +49,8 @@ def evaluate_dataset(network: nn.Cell, dataset: Any, metric: Any, ignore_token_i
     Returns:
         What ``metric.eval()`` gives.
     """
-    was_training = network.training
-    network.set_train(False)
-    cell = EvalCell(network)
+    was_training = cell.network.training
+    cell.network.set_train(False)
     full = 0
     for batch in tqdm(dataset.create_tuple_iterator(num_epochs=1, output_numpy=True), total=dataset.get_dataset_size(),
                       desc="eval", unit="batch", disable=None):  # fmt: skip
@@ -60,7 +59,7 @@ def evaluate_dataset(network: nn.Cell, dataset: Any, metric: Any, ignore_token_i
         columns = [_filled(column, full, fill) for column, fill in zip(batch, fills, strict=False)]
         total, count = cell(*columns)
         metric.update(total.asnumpy(), count.asnumpy())
-    network.set_train(was_training)
+    cell.network.set_train(was_training)
     return metric.eval()
 
 
@@ -93,12 +92,12 @@ def build_eval_dataset(cfg: RunConfig) -> tuple[Any, Any]:
     return dataset, info
 
 
-def evaluate(cfg: RunConfig, network: nn.Cell, dataset: Any = None) -> dict[str, dict[str, float]]:
+def evaluate(cfg: RunConfig, cell: EvalCell, dataset: Any = None) -> dict[str, dict[str, float]]:
     """Evaluate ``eval_dataset`` with the config's metric.
 
     Args:
         cfg: the run's config.
-        network: the network with its weights.
+        cell: the network with its weights; one cell for many evaluations is compiled once.
         dataset: a MindSpore dataset of batches in place of the config's.
 
     Returns:
@@ -113,7 +112,7 @@ def evaluate(cfg: RunConfig, network: nn.Cell, dataset: Any = None) -> dict[str,
         {"type": name, **cfg.metric.options()}, MindFormerModuleType.METRIC
     )
     model = cfg.model.config
-    result = evaluate_dataset(network, dataset, metric, model.ignore_token_id, model.pad_token_id)
+    result = evaluate_dataset(cell, dataset, metric, model.ignore_token_id, model.pad_token_id)
     logger.info(
         "protocol: data %s, records of %s tokens, %d predicted tokens, loss weighted by token",
         where, length, metric.num_tokens,

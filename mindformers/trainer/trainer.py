@@ -13,7 +13,7 @@ from mindformers.core.context import init_context, set_seed
 from mindformers.errors import ConfigError
 from mindformers.tools.logger import get_logger
 from mindformers.trainer.build import TrainTask, build_network, build_training, load_weights
-from mindformers.trainer.evaluate import evaluate
+from mindformers.trainer.evaluate import EvalCell, evaluate
 from mindformers.trainer.predict import predict
 
 logger = get_logger(__name__)
@@ -40,7 +40,7 @@ class Trainer:
     def train(self) -> None:
         """Train from random weights, or from ``load_checkpoint``, or go on where a run stopped (resume_training)."""
         layout = self._start()
-        task = build_training(self.config, layout, dataset=self.train_dataset)
+        task = build_training(self.config, layout, self.train_dataset, self.eval_dataset)
         save_config(self.config, layout.resolved_config)
         run(task, self.config)
         self._network = task.cell.network
@@ -52,7 +52,7 @@ class Trainer:
 
     def evaluate(self) -> dict[str, dict[str, float]]:
         """Metric values of the eval dataset, ``{metric: {name: value}}``."""
-        return evaluate(self.config, self._trained_network(), self.eval_dataset)
+        return evaluate(self.config, EvalCell(self._trained_network()), self.eval_dataset)
 
     def predict(self, input_data: Any = None) -> list[dict]:
         """Generated texts, ``[{"text_generation_text": [...]}, ...]``, for input_data or the config's."""
