@@ -24,9 +24,36 @@ THREADS = 2
 
 # name -> sizes in the words of transformers' LlamaConfig, sequence length and batch size of training
 MODELS: dict[str, dict[str, int]] = {
-    "T": {"hidden": 256, "ffn": 688, "layers": 4, "heads": 4, "kv_heads": 4, "vocab": 32000, "seq": 256, "batch": 4},
-    "S": {"hidden": 288, "ffn": 768, "layers": 6, "heads": 6, "kv_heads": 6, "vocab": 32000, "seq": 256, "batch": 4},
-    "M": {"hidden": 1024, "ffn": 2816, "layers": 12, "heads": 16, "kv_heads": 4, "vocab": 32000, "seq": 512, "batch": 2},
+    "T": {
+        "hidden": 256,
+        "ffn": 688,
+        "layers": 4,
+        "heads": 4,
+        "kv_heads": 4,
+        "vocab": 32000,
+        "seq": 256,
+        "batch": 4,
+    },
+    "S": {
+        "hidden": 288,
+        "ffn": 768,
+        "layers": 6,
+        "heads": 6,
+        "kv_heads": 6,
+        "vocab": 32000,
+        "seq": 256,
+        "batch": 4,
+    },
+    "M": {
+        "hidden": 1024,
+        "ffn": 2816,
+        "layers": 12,
+        "heads": 16,
+        "kv_heads": 4,
+        "vocab": 32000,
+        "seq": 512,
+        "batch": 2,
+    },
 }
 
 
@@ -35,7 +62,13 @@ def our_config(name: str, **changes: Any) -> Any:
     from mindformers.models.llama.llama_config import LlamaConfig
 
     size = MODELS[name]
-    kinds = ("compute_dtype", "param_init_type", "layernorm_compute_type", "softmax_compute_type", "rotary_dtype")
+    kinds = (
+        "compute_dtype",
+        "param_init_type",
+        "layernorm_compute_type",
+        "softmax_compute_type",
+        "rotary_dtype",
+    )
     fields = {
         "hidden_size": size["hidden"],
         "intermediate_size": size["ffn"],

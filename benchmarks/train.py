@@ -16,7 +16,17 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.common import MODELS, Worker, emit, num_parameters, peak_memory_mb, product_rate, serve, spread, take_turns
+from benchmarks.common import (
+    MODELS,
+    Worker,
+    emit,
+    num_parameters,
+    peak_memory_mb,
+    product_rate,
+    serve,
+    spread,
+    take_turns,
+)
 
 STEPS_PER_ROUND = {"T": 3, "S": 3, "M": 1}
 WARM_UP = {"T": 3, "S": 3, "M": 2}
@@ -25,7 +35,9 @@ WARM_UP = {"T": 3, "S": 3, "M": 2}
 def batch_of(name: str) -> np.ndarray:
     """Random records (B, S+1) int32."""
     size = MODELS[name]
-    return np.random.default_rng(0).integers(3, size["vocab"], (size["batch"], size["seq"] + 1)).astype(np.int32)
+    return (
+        np.random.default_rng(0).integers(3, size["vocab"], (size["batch"], size["seq"] + 1)).astype(np.int32)
+    )
 
 
 def our_step(name: str):  # noqa: ANN201
@@ -101,7 +113,9 @@ def compare(name: str, peer: str, rounds: int, path: str | None, flops: float) -
     size = MODELS[name]
     tokens = size["batch"] * size["seq"]
     _, products = num_parameters(name)
-    attention = 6 * size["layers"] * size["hidden"] * size["seq"]  # causal: half of 12 L H S, forward and backward
+    attention = (
+        6 * size["layers"] * size["hidden"] * size["seq"]
+    )  # causal: half of 12 L H S, forward and backward
     ceiling = flops / (6 * products + attention)
     record: dict = {"benchmark": "train", "model": name, "rounds": rounds, "tokens_per_step": tokens}
     for index, kind in enumerate(kinds):
@@ -123,7 +137,9 @@ def compare(name: str, peer: str, rounds: int, path: str | None, flops: float) -
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=["T", "S", "M"])
     parser.add_argument("--peer", choices=["torch", "none"], default="torch")
     parser.add_argument("--rounds", type=int, default=7)

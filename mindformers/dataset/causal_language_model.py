@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The dataset of language model training and evaluation: MindRecord files in an order that a resume can repeat."""
+"""The dataset of language model training and evaluation: MindRecord files in a repeatable order."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from mindformers.dataset.mindrecord import RecordInfo, find_mindrecord_files, in
 from mindformers.dataset.order import epoch_order, rank_records, steps_per_epoch
 from mindformers.errors import DataError
 from mindformers.registry import MindFormerModuleType, MindFormerRegister
+from mindformers.tools.utils import did_you_mean
 
 __all__ = [
     "CausalLanguageModelDataset",
@@ -58,10 +59,12 @@ def create_causal_lm_dataset(
         drop_remainder: leave out the records at an epoch's end that do not fill a global batch.
         num_samples: use only the first so many records of the files.
         num_parallel_workers: reader threads, at most one per core.
-        prefetch_size: batches prepared ahead (MindSpore's setting for the whole process); None leaves it alone.
+        prefetch_size: batches prepared ahead (MindSpore's setting for the whole process); None leaves it
+            alone.
 
     Returns:
-        A ``mindspore.dataset.Dataset`` of int32 columns (batch_size, record length). ``get_dataset_size()`` is the number of
+        A ``mindspore.dataset.Dataset`` of int32 columns (batch_size, record length). ``get_dataset_size()``
+        is the number of
         micro steps that remain.
 
     Raises:
@@ -87,15 +90,17 @@ def create_causal_lm_dataset(
     if prefetch_size is not None:
         ds.config.set_prefetch_size(prefetch_size)
     reader = _Reader(info, tuple(input_columns), plan, max(1, min(num_parallel_workers, os.cpu_count() or 1)))
-    first, last = plan.start_step // plan.steps_per_epoch, plan.epochs - 1
-    if first == last:
-        return reader.epoch(first)
+    if plan.first_epoch == plan.epochs - 1:
+        return reader.epoch(plan.first_epoch)
     return ds.GeneratorDataset(
         reader, list(input_columns), num_parallel_workers=1, shuffle=False, python_multiprocessing=False
     )
 
 
 build_dataset = create_causal_lm_dataset
+# Keys of old YAMLs that do not change what is read.
+_INERT = ("python_multiprocessing", "numa_enable", "profile", "autotune_per_step", "filepath_prefix", "auto_tune")
+_INERT += ("eod_reset", "eod_token_id", "output_columns", "do_eval")
 
 
 @MindFormerRegister.register(MindFormerModuleType.DATASET)
@@ -103,8 +108,8 @@ class CausalLanguageModelDataset:
     """What a YAML names as ``train_dataset_task.type``; making it gives a ``mindspore.dataset.Dataset``.
 
     Args:
-        dataset_config: the section ``train_dataset`` or ``eval_dataset`` as a mapping: ``data_loader`` with its options, the others
-            as in :func:`create_causal_lm_dataset`.
+        dataset_config: the section ``train_dataset`` or ``eval_dataset`` as a mapping: ``data_loader`` with
+            its options, the others as in :func:`create_causal_lm_dataset`; ``repeat`` multiplies ``epochs``.
         **options: options of :func:`create_causal_lm_dataset` that win over the section's.
     """
 
@@ -113,16 +118,21 @@ class CausalLanguageModelDataset:
         loader = dict(section.pop("data_loader", None) or {})
         kind = loader.pop("type", "MindDataset")
         if kind != "MindDataset":
-            raise DataError(f"data_loader.type {kind!r} is not one of: MindDataset. Convert text with llama_preprocess.py")
+            raise DataError(
+                f"data_loader.type {kind!r} is not one of: MindDataset. Convert text with llama_preprocess.py"
+            )
         if section.get("eod_reset"):
-            raise DataError("eod_reset is not supported: write records in which each text stands alone instead")
+            raise DataError(
+                "eod_reset is not supported: write records in which each text stands alone instead"
+            )
         merged = {**section, **loader, **options}
         repeat = merged.pop("repeat", None) or 1
-        known = create_causal_lm_dataset.__annotations__
+        known = [*create_causal_lm_dataset.__annotations__][:-1]
+        unknown = [name for name in merged if name not in known and name not in _INERT]
+        if unknown:
+            raise DataError(f"CausalLanguageModelDataset: unknown option {did_you_mean(unknown[0], known)}")
         chosen = {name: value for name, value in merged.items() if name in known and value is not None}
-        if repeat != 1:
-            chosen["epochs"] = chosen.get("epochs", 1) * repeat
-        return create_causal_lm_dataset(**chosen)
+        return create_causal_lm_dataset(**{**chosen, "epochs": chosen.get("epochs", 1) * repeat})
 
 
 @dataclass(frozen=True)
@@ -145,18 +155,20 @@ class _Plan:
             if getattr(self, name) < 1:
                 raise DataError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.shard_id < self.num_shards:
-            raise DataError(f"shard_id must be 0 to {self.num_shards - 1} (num_shards - 1), got {self.shard_id}")
+            raise DataError(
+                f"shard_id must be 0 to {self.num_shards - 1} (num_shards - 1), got {self.shard_id}"
+            )
         unit = self.batch_size * self.num_shards
         if self.global_batch_size < 1 or self.global_batch_size % unit:
             raise DataError(
-                f"global_batch_size {self.global_batch_size} is not a multiple of batch_size {self.batch_size} "
-                f"x num_shards {self.num_shards} = {unit}"
+                f"global_batch_size {self.global_batch_size} is not a multiple of "
+                f"batch_size {self.batch_size} x num_shards {self.num_shards} = {unit}"
             )
         total = self.steps_per_epoch * self.epochs
         if not 0 <= self.start_step < total:
             raise DataError(
-                f"start_step {self.start_step} is not below the {total} steps of this run ({self.epochs} epochs of "
-                f"{self.steps_per_epoch}); raise epochs to train on"
+                f"start_step {self.start_step} is not below the {total} steps of this run "
+                f"({self.epochs} epochs of {self.steps_per_epoch}); raise epochs to train on"
             )
 
     @property
@@ -170,6 +182,18 @@ class _Plan:
         return rank_records(
             order, self.global_batch_size, self.num_shards, self.shard_id, skip, self.drop_remainder
         )
+
+
+    @property
+    def first_epoch(self) -> int:
+        return self.start_step // self.steps_per_epoch
+
+    @property
+    def num_batches(self) -> int:
+        """Batches of this rank in the whole stream."""
+        plan = replace(self, shuffle=False)  # the order does not matter for counting
+        rest, whole = (-(-len(plan.records(epoch)) // self.batch_size) for epoch in (self.first_epoch, self.epochs - 1))
+        return rest + whole * (self.epochs - 1 - self.first_epoch)
 
 
 @dataclass(frozen=True)
@@ -200,17 +224,10 @@ class _Reader:
         return data.batch(self.plan.batch_size, drop_remainder=False, num_parallel_workers=self.workers)
 
     def __len__(self) -> int:
-        """Batches in the whole stream."""
-        plan = self.plan
-        first = plan.start_step // plan.steps_per_epoch
-        whole = len(rank_records(np.arange(plan.num_records), plan.global_batch_size, plan.num_shards, plan.shard_id, 0,
-                                 plan.drop_remainder))
-        per_epoch = -(-whole // plan.batch_size)
-        return -(-len(plan.records(first)) // plan.batch_size) + per_epoch * (plan.epochs - first - 1)
+        return self.plan.num_batches
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, ...]]:
-        plan = self.plan
-        for epoch in range(plan.start_step // plan.steps_per_epoch, plan.epochs):
+        for epoch in range(self.plan.first_epoch, self.plan.epochs):
             for row in self.epoch(epoch).create_tuple_iterator(num_epochs=1, output_numpy=True):
                 yield tuple(row)
 
@@ -229,7 +246,8 @@ def check_record_length(info: RecordInfo, seq_length: int, mode: str) -> None:
     Args:
         info: from :func:`~mindformers.dataset.mindrecord.inspect_mindrecord`.
         seq_length: of the model.
-        mode: 'train' (or 'finetune') needs ``seq_length + 1`` tokens, because the model shifts labels by one; 'eval' takes
+        mode: 'train' (or 'finetune') needs ``seq_length + 1`` tokens, because the model shifts labels by
+            one; 'eval' takes
             ``seq_length`` too.
 
     Raises:
@@ -242,13 +260,17 @@ def check_record_length(info: RecordInfo, seq_length: int, mode: str) -> None:
         column = "input_ids" if "input_ids" in info.columns else next(iter(info.columns))
         lengths = {row.shape[-1] for row in read_records(info, column, 64)}
         if len(lengths) != 1:
-            raise DataError(f"{info.paths[0]}: records have different lengths ({sorted(lengths)}); they cannot form batches")
+            raise DataError(
+                f"{info.paths[0]}: records have different lengths ({sorted(lengths)}); they cannot form "
+                "batches"
+            )
         length = lengths.pop()
     allowed = (seq_length + 1,) if mode != "eval" else (seq_length, seq_length + 1)
     if length not in allowed:
         wanted = " or ".join(str(value) for value in allowed)
         raise DataError(
-            f"{info.paths[0]} holds records of {length} tokens, but a model with seq_length {seq_length} needs {wanted} to {mode}. "
+            f"{info.paths[0]} holds records of {length} tokens, but a model with seq_length {seq_length} "
+            f"needs {wanted} to {mode}. "
             f"Either run llama_preprocess.py again with --seq_length {seq_length}, "
             f"or set model.model_config.seq_length={length - 1}"
         )
@@ -261,15 +283,17 @@ def check_vocab(info: RecordInfo, vocab_size: int, first_records: int = 16) -> N
         DataError: the tokenizer, or an id, needs a larger vocabulary.
     """
     recorded = (info.meta or {}).get("vocab_size")
-    remedy = "Set model.model_config.vocab_size to the tokenizer's, or write the dataset with the model's tokenizer"
+    remedy = "Set model.model_config.vocab_size to the tokenizer's, or use the model's tokenizer for the data"
     if isinstance(recorded, int) and recorded > vocab_size:
         raise DataError(
-            f"{info.paths[0]} was written with a tokenizer of {recorded} pieces, but the model has vocab_size {vocab_size}. {remedy}"
+            f"{info.paths[0]} was written with a tokenizer of {recorded} pieces, but the model has "
+            f"vocab_size {vocab_size}. {remedy}"
         )
     if "input_ids" not in info.columns:
         return
     for row in read_records(info, "input_ids", first_records):
         if row.size and (row.max() >= vocab_size or row.min() < 0):
             raise DataError(
-                f"{info.paths[0]} holds token ids from {row.min()} to {row.max()}, but the model has vocab_size {vocab_size}. {remedy}"
+                f"{info.paths[0]} holds token ids from {row.min()} to {row.max()}, but the model has "
+                f"vocab_size {vocab_size}. {remedy}"
             )

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """MindRecord files without the pipeline: finding, inspecting, checking and writing them.
 
-Inspecting reads the JSON header of each file and the SQLite index beside it, so it takes milliseconds and does not
+Inspecting reads the JSON header of each file and the SQLite index beside it, so it takes milliseconds and
+does not
 import MindSpore; writing and reading records does.
 """
 
@@ -21,7 +22,7 @@ from mindformers.errors import DataError
 
 __all__ = ["MindRecordWriter", "RecordInfo", "find_mindrecord_files", "inspect_mindrecord", "read_records"]
 
-# MindSpore's defaults (16 MB header, 32 MB pages) make the smallest file 50 MB long; these hold 90 GB per file.
+# MindSpore's defaults (16 MB header, 32 MB pages) make the smallest file 50 MB long; these allow 90 GB.
 HEADER_BYTES = 1 << 22
 PAGE_BYTES = 1 << 22
 _LARGEST_HEADER = 1 << 28
@@ -35,7 +36,8 @@ class RecordInfo:
         paths: the files, in reading order.
         num_records: records in all of them.
         columns: name -> (dtype, shape); -1 in a shape where the header leaves the length open.
-        record_length: tokens per record (last axis of ``input_ids``, else of the first column), None when open.
+        record_length: tokens per record (last axis of ``input_ids``, else of the first column), None when
+            open.
         meta: content of the ``.json`` file that ``llama_preprocess.py`` writes beside its output, or None.
     """
 
@@ -52,7 +54,8 @@ def find_mindrecord_files(
     """The MindRecord files that a config names.
 
     Args:
-        dataset_dir: one file of any name, or a folder: then its ``*.mindrecord*`` files and every file that has an
+        dataset_dir: one file of any name, or a folder: then its ``*.mindrecord*`` files and every file that
+            has an
             index (``NAME.db``) beside it, in natural order (2 before 10).
         dataset_files: a file or list of files; used instead of ``dataset_dir``.
 
@@ -70,12 +73,16 @@ def find_mindrecord_files(
     path = Path(dataset_dir)
     if not path.is_dir():
         return [_existing_file(path)]
-    entries = [entry for entry in path.iterdir() if entry.is_file() and not entry.name.endswith((".db", ".json"))]
+    entries = [
+        entry for entry in path.iterdir() if entry.is_file() and not entry.name.endswith((".db", ".json"))
+    ]
     found = [entry for entry in entries if ".mindrecord" in entry.name or Path(f"{entry}.db").is_file()]
     if not found:
         names = sorted(entry.name for entry in path.iterdir())
         shown = ", ".join(names[:20]) + (f", ... ({len(names)} entries)" if len(names) > 20 else "")
-        raise DataError(f"no MindRecord file (*.mindrecord) in the folder {path}. It holds: {shown or 'nothing'}")
+        raise DataError(
+            f"no MindRecord file (*.mindrecord) in the folder {path}. It holds: {shown or 'nothing'}"
+        )
     return [str(entry) for entry in sorted(found, key=lambda entry: _natural_key(entry.name))]
 
 
@@ -83,7 +90,8 @@ def inspect_mindrecord(paths: str | Path | Sequence[str | Path]) -> RecordInfo:
     """Read what the files hold, and check that they belong together.
 
     Raises:
-        DataError: a file is not a MindRecord, was renamed, lacks its index, differs in columns from the first one, or
+        DataError: a file is not a MindRecord, was renamed, lacks its index, differs in columns from the
+            first one, or
             all of them hold no record.
     """
     files = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
@@ -94,11 +102,16 @@ def inspect_mindrecord(paths: str | Path | Sequence[str | Path]) -> RecordInfo:
         _existing_file(path)
         found = _read_columns(path)
         if columns is not None and found != columns:
-            raise DataError(f"{path} has columns {found}, but {files[0]} has {columns}; they cannot be read as one dataset")
+            raise DataError(
+                f"{path} has columns {found}, but {files[0]} has {columns}; they cannot be read as one "
+                "dataset"
+            )
         columns = found
         total += _count_records(path)
     if total == 0:
-        raise DataError(f"{', '.join(map(str, files))}: no records. Write the file again (was its input text empty?)")
+        raise DataError(
+            f"{', '.join(map(str, files))}: no records. Write the file again (was its input text empty?)"
+        )
     shape = (columns.get("input_ids") or next(iter(columns.values())))[1]
     length = shape[-1] if shape and shape[-1] > 0 else None
     return RecordInfo(tuple(map(str, files)), total, columns, length, _read_meta(files[0]))
@@ -121,7 +134,8 @@ class MindRecordWriter:
         columns: name -> record length.
         num_files: files to spread the records over.
 
-    MindSpore drops an int64 array under an int32 schema with only a warning, so other dtypes are refused here, and :meth:`close`
+    MindSpore drops an int64 array under an int32 schema with only a warning, so other dtypes are refused
+    here, and :meth:`close`
     counts what is really in the files.
     """
 
@@ -134,12 +148,16 @@ class MindRecordWriter:
         self._writer = FileWriter(str(path), num_files, overwrite=False)
         self._writer.set_header_size(HEADER_BYTES)
         self._writer.set_page_size(PAGE_BYTES)
-        self._writer.add_schema({name: {"type": "int32", "shape": [length]} for name, length in columns.items()})
+        self._writer.add_schema(
+            {name: {"type": "int32", "shape": [length]} for name, length in columns.items()}
+        )
 
     def write(self, **arrays: np.ndarray) -> None:
         """Append records: one int32 array of shape (records, length) per column."""
         shapes = {name: array.shape[1:] for name, array in arrays.items()}
-        assert shapes == {name: (length,) for name, length in self._columns.items()}, f"{shapes} != {self._columns}"
+        assert shapes == {name: (length,) for name, length in self._columns.items()}, (
+            f"{shapes} != {self._columns}"
+        )
         assert all(array.dtype == np.int32 for array in arrays.values()), "records must be int32"
         rows = [dict(zip(arrays, row, strict=True)) for row in zip(*arrays.values(), strict=True)]
         if rows:
@@ -154,12 +172,14 @@ class MindRecordWriter:
             os.chmod(path, mode)
             os.chmod(f"{path}.db", mode)
         info = inspect_mindrecord(self.paths)
-        assert info.num_records == self._written, f"{info.num_records} records in {self.paths}, {self._written} written"
+        assert info.num_records == self._written, (
+            f"{info.num_records} records in {self.paths}, {self._written} written"
+        )
         return info
 
 
 def mindrecord_names(path: str | Path, num_files: int) -> list[str]:
-    """Names MindSpore gives to ``num_files`` files: the path itself, or the path with 0, 1, ... of equal width."""
+    """Names MindSpore gives to ``num_files`` files: the path, or the path with 0, 1, ... of equal width."""
     if num_files == 1:
         return [str(path)]
     width = len(str(num_files - 1))
@@ -171,7 +191,11 @@ def _existing_file(path: Path) -> str:
         raise DataError(f"{path} is a folder; give MindRecord files here, or the folder as dataset_dir")
     if not path.is_file():
         near = sorted(entry.name for entry in path.parent.iterdir())[:20] if path.parent.is_dir() else None
-        where = f"the folder {path.parent} does not exist" if near is None else f"its folder holds: {', '.join(near) or 'nothing'}"
+        where = (
+            f"the folder {path.parent} does not exist"
+            if near is None
+            else f"its folder holds: {', '.join(near) or 'nothing'}"
+        )
         raise DataError(f"no such dataset file: {path} ({where})")
     return str(path)
 
@@ -192,7 +216,9 @@ def _read_columns(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
         header = json.loads(text)
         fields = {name: field for part in header["schema"] for name, field in part["schema"].items()}
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{problem}, or its header is damaged (llama_preprocess.py makes one from text)") from error
+        raise DataError(
+            f"{problem}, or its header is damaged (llama_preprocess.py makes one from text)"
+        ) from error
     return {name: (field["type"], tuple(field.get("shape", ()))) for name, field in fields.items()}
 
 
@@ -200,16 +226,21 @@ def _count_records(path: Path) -> int:
     """Rows of the index beside a file; MindSpore refuses an index that names another file."""
     index = Path(f"{path}.db")
     if not index.is_file():
-        raise DataError(f"{path} has no index {index.name} beside it; copy both files, or write the dataset again")
+        raise DataError(
+            f"{path} has no index {index.name} beside it; copy both files, or write the dataset again"
+        )
     try:
         with closing(sqlite3.connect(f"{index.absolute().as_uri()}?mode=ro", uri=True)) as database:
             names = [row[0] for row in database.execute("SELECT NAME FROM SHARD_NAME")]
             count = database.execute("SELECT COUNT(*) FROM INDEXES").fetchone()[0]
     except sqlite3.Error as error:
-        raise DataError(f"the index {index} is damaged ({error}); copy both files again, or write the dataset again") from error
+        raise DataError(
+            f"the index {index} is damaged ({error}); copy both files again, or write the dataset again"
+        ) from error
     if path.name not in names:
         raise DataError(
-            f"{path} was written as {names[0] if names else 'another file'!r}: MindRecord files cannot be renamed. "
+            f"{path} was written as {names[0] if names else 'another file'!r}: MindRecord files cannot be "
+            "renamed. "
             "Give the file and its .db their old names, or write the dataset again"
         )
     return count
@@ -222,7 +253,9 @@ def _read_meta(path: Path) -> dict[str, Any] | None:
             try:
                 meta = json.loads(candidate.read_text(encoding="utf-8"))
             except ValueError as error:
-                raise DataError(f"{candidate} is not valid JSON ({error}); delete it or write the dataset again") from error
+                raise DataError(
+                    f"{candidate} is not valid JSON ({error}); delete it or write the dataset again"
+                ) from error
             return meta if isinstance(meta, dict) else None
     return None
 

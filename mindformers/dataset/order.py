@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The order in which records are read: a pure function of seed, epoch and step, the same for any number of ranks.
+"""The order in which records are read: a pure function of seed and epoch.
 
-That makes a resumed run exact, also on another number of devices. Numpy only.
+It is the same for any number of ranks. That makes a resumed run exact, also on another number of devices. Numpy only.
 """
 
 import numpy as np

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The part of a tokenizer that does not depend on the vocabulary: batches, truncation, padding, special tokens."""
+"""What a tokenizer does whatever its vocabulary: batches, truncation, padding."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -18,7 +18,7 @@ VERY_LARGE = int(1e30)  # model_max_length of a tokenizer that was not told one
 
 
 class BatchEncoding(dict):
-    """The result of a tokenizer call: a dict whose keys are attributes too (``input_ids``, ``attention_mask``)."""
+    """The result of a tokenizer call: a dict whose keys (``input_ids`` ...) are attributes too."""
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -34,7 +34,8 @@ class EncodeOptions:
     Args:
         add_special_tokens: put bos / eos around the text as ``add_bos_token`` and ``add_eos_token`` say.
         padding: False, True or 'longest' (to the longest of the batch), 'max_length'.
-        truncation: False, True or 'longest_first', 'only_first', 'only_second'. None: on when ``max_length`` is given
+        truncation: False, True or 'longest_first', 'only_first', 'only_second'. None: on when ``max_length``
+            is given
             without padding.
         max_length: tokens, special ones included; None means the tokenizer's ``model_max_length``.
         stride: only 0; overflowing tokens are not returned.
@@ -116,15 +117,18 @@ class BaseTokenizer(SpecialTokensMixin, PretrainedFilesMixin):
         """Tokenize one text or a list of texts.
 
         Args:
-            text: a string, or a list of strings. With ``is_split_into_words`` a list of words, or a list of such lists.
+            text: a string, or a list of strings. With ``is_split_into_words`` a list of words, or a list of
+                such lists.
             text_pair: a second text, or one per text.
             **options: see :class:`EncodeOptions`.
 
         Returns:
-            ``input_ids`` and ``attention_mask``: lists of int (of lists for a batch), or tensors of shape (S,) or (B, S).
+            ``input_ids`` and ``attention_mask``: lists of int (of lists for a batch), or tensors of shape
+            (S,) or (B, S).
 
         Raises:
-            DataError: the text is not text, an option is unknown or has no meaning, or lengths differ where a tensor is
+            DataError: the text is not text, an option is unknown or has no meaning, or lengths differ where
+                a tensor is
                 asked for.
         """
         option = EncodeOptions.of(options)
@@ -161,8 +165,10 @@ class BaseTokenizer(SpecialTokensMixin, PretrainedFilesMixin):
         """Pad encodings to one length.
 
         Args:
-            encoded_inputs: a dict of lists (one row, or rows), or a list of dicts, with ``input_ids`` at least.
-            padding: see :class:`EncodeOptions`, as the ``max_length``, ``pad_to_multiple_of``, ``padding_side``,
+            encoded_inputs: a dict of lists (one row, or rows), or a list of dicts, with ``input_ids`` at
+                least.
+            padding: see :class:`EncodeOptions`, as the ``max_length``, ``pad_to_multiple_of``,
+                ``padding_side``,
                 ``return_tensors`` and ``return_attention_mask`` options.
             **options: those options.
         """
@@ -289,7 +295,7 @@ Tokenizer = BaseTokenizer  # the name older scripts import
 
 
 def _share_of_cut(first: int, second: int, excess: int, how: bool | str) -> tuple[int, int]:
-    """Tokens to cut from two sequences of these lengths; 'longest_first' cuts the longer one, the second on a tie."""
+    """Tokens to cut from two sequences; 'longest_first' cuts the longer one, on a tie the second."""
     if how == "only_first" or (second == 0 and how != "only_second"):
         shares = (excess, 0)
     elif how == "only_second":
@@ -362,7 +368,8 @@ def _to_tensors(batch: BatchEncoding, kind: str | None) -> BatchEncoding:
     except ValueError as error:
         lengths = sorted({len(row) for row in batch["input_ids"]})
         raise DataError(
-            f"rows of lengths {lengths} cannot form one tensor; pass padding=True (and truncation=True, max_length=N)"
+            f"rows of lengths {lengths} cannot form one tensor; pass padding=True (and truncation=True, "
+            "max_length=N)"
         ) from error
     if kind == "ms":
         from mindspore import Tensor

@@ -18,14 +18,17 @@ class IncrementalDecoder:
 
     The strings returned by :meth:`put` and the last one from :meth:`flush`, joined, equal
     ``tokenizer.decode(all_ids, skip_special_tokens, clean_up_tokenization_spaces=False)``. Work per id is
-    constant: text that was handed out is never decoded again. Bytes of an unfinished UTF-8 character are held back.
+    constant: text that was handed out is never decoded again. Bytes of an unfinished UTF-8 character are
+        held back.
 
     Args:
         tokenizer: a :class:`~mindformers.models.base_tokenizer.BaseTokenizer` on SentencePiece.
         skip_special_tokens: leave special tokens out of the text.
         legacy_spaces: keep the old rule that a special token puts a space in front of the text *before* it
-            (``<s>`` + text is ``<s>text``, but ``<s>`` + text + ``</s>`` is ``<s> text</s>``). With that rule and
-            ``skip_special_tokens=False`` no text is final before the next special token, so ``put`` holds it back until then.
+            (``<s>`` + text is ``<s>text``, but ``<s>`` + text + ``</s>`` is ``<s> text</s>``). With that
+            rule and
+            ``skip_special_tokens=False`` no text is final before the next special token, so ``put`` holds it
+            back until then.
             False drops the rule and streams at once.
     """
 
@@ -49,7 +52,7 @@ class IncrementalDecoder:
         self._segment = _SegmentDecoder(self._tokenizer)
 
     def put(self, ids: int | Iterable[int]) -> str:
-        """Take one id or several (int or integer arrays); return the text that became final (may be empty)."""
+        """Take one id or several (ints or an array); return the text that became final, maybe empty."""
         out: list[str] = []
         tokenizer = self._tokenizer
         special = tokenizer.special_id_to_token
@@ -90,7 +93,7 @@ class IncrementalDecoder:
         self._after_special = True
 
     def _drain(self, out: list[str]) -> None:
-        """Decode the pieces of the open segment, and hand the final text out unless a legacy space may come."""
+        """Decode the open segment's pieces; hand the text out unless a legacy space may come."""
         text = self._segment.put(self._pieces)
         self._pieces = []
         if self._hold:
@@ -123,7 +126,8 @@ class IncrementalDecoder:
 class _SegmentDecoder:
     """SentencePiece decoding of one run of ordinary pieces, in instalments.
 
-    SentencePiece drops one leading space of the text it decodes. So once the run has produced text, further pieces are decoded
+    SentencePiece drops one leading space of the text it decodes. So once the run has produced text, further
+    pieces are decoded
     behind an anchor piece of known text, which is cut off again.
     """
 

@@ -13,7 +13,7 @@ SPECIAL_TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
 class SpecialTokensMixin:
-    """bos, eos, unk, pad and additional special tokens, as attributes ``bos_token`` and ``bos_token_id`` and so on.
+    """bos, eos, unk, pad and additional special tokens: attributes ``bos_token``, ``bos_token_id`` and so on.
 
     A token the vocabulary does not hold gets the next free id behind it.
     """
@@ -56,7 +56,8 @@ class SpecialTokensMixin:
                 known = old.get(token, max([self.vocab_size - 1, *old.values(), *table.values()]) + 1)
                 if token not in old:
                     logger.warning(
-                        "special token %r is not in the vocabulary of %d pieces and gets id %d; the model needs "
+                        "special token %r is not in the vocabulary of %d pieces and gets id %d; the model "
+                        "needs "
                         "vocab_size >= %d",
                         token,
                         self.vocab_size,

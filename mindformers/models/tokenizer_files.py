@@ -43,14 +43,16 @@ class PretrainedFilesMixin:
         """Make the tokenizer from a directory (or from the SentencePiece model file itself).
 
         Settings are taken, the later winning, from: a YAML file with a ``processor.tokenizer`` section,
-        ``special_tokens_map.json``, ``tokenizer_config.json`` (Hugging Face's or ours), ``added_tokens.json``, ``kwargs``.
+        ``special_tokens_map.json``, ``tokenizer_config.json`` (Hugging Face's or ours),
+        ``added_tokens.json``, ``kwargs``.
 
         Args:
             name_or_path: directory with ``tokenizer.model``, or that file.
             **kwargs: arguments of the tokenizer's constructor.
 
         Raises:
-            DataError: no such directory, no ``tokenizer.model`` in it, or a settings file that cannot be used.
+            DataError: no such directory, no ``tokenizer.model`` in it, or a settings file that cannot be
+                used.
         """
         path = Path(name_or_path)
         if path.is_file():
@@ -67,7 +69,8 @@ class PretrainedFilesMixin:
             known = tokenizer.special_token_to_id.get(token)
             if known is not None and known != index:
                 raise DataError(
-                    f"{path}: token {token!r} is declared with id {index}, but the vocabulary gives it {known}"
+                    f"{path}: token {token!r} is declared with id {index}, but the vocabulary gives it "
+                    f"{known}"
                 )
         return tokenizer
 
@@ -77,7 +80,7 @@ class PretrainedFilesMixin:
         save_name: str = "mindspore_model",
         file_format: str = "yaml",
     ) -> tuple[str, str]:
-        """Write ``tokenizer.model`` and the settings, so that :meth:`from_pretrained` of the directory gives the same.
+        """Write ``tokenizer.model`` and the settings, for :meth:`from_pretrained` to read.
 
         Args:
             save_directory: made if absent; None means ``./checkpoint_save``.
@@ -143,7 +146,8 @@ def _read_settings(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
         added[_token_text(entry, path)] = int(index)
     if found.get("legacy") is False:
         logger.warning(
-            "%s says legacy: false; this tokenizer keeps the legacy rule (text after a special token starts with a space), "
+            "%s says legacy: false; this tokenizer keeps the legacy rule (text after a special token starts "
+            "with a space), "
             "so ids differ from transformers' there",
             path / HF_CONFIG_NAME,
         )

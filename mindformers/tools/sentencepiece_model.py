@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Opening a SentencePiece model file, with errors a user can act on. Imports neither MindSpore nor the models."""
+"""Opening a SentencePiece model file, with errors a user can act on. Does not import MindSpore."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ def load_sentencepiece(model_file: str | Path, **options: Any) -> Any:
 
     Args:
         model_file: path of the model, usually ``tokenizer.model``.
-        **options: keyword arguments of ``sentencepiece.SentencePieceProcessor`` (for instance ``nbest_size``).
+        **options: keyword arguments of ``sentencepiece.SentencePieceProcessor`` (for instance
+            ``nbest_size``).
 
     Returns:
         The ``SentencePieceProcessor``.
@@ -54,7 +55,8 @@ def parse_sentencepiece(proto: bytes, name: str, **options: Any) -> Any:
         ) from error
     except RuntimeError as error:
         raise DataError(
-            f"{name} ({len(proto)} bytes) is not a SentencePiece model, or is damaged. A Hugging Face 'tokenizer.json' "
+            f"{name} ({len(proto)} bytes) is not a SentencePiece model, or is damaged. A Hugging Face "
+            "'tokenizer.json' "
             f"or a Git LFS pointer will not do; use 'tokenizer.model'. ({str(error).splitlines()[0]})"
         ) from error
     if processor.get_piece_size() == 0:

@@ -89,7 +89,9 @@ def load_weights(network: nn.Cell, cfg: RunConfig, *, required: bool, rank: int 
     return path
 
 
-def build_training(cfg: RunConfig, layout: OutputLayout, dataset: Any = None, eval_dataset: Any = None) -> TrainTask:
+def build_training(
+    cfg: RunConfig, layout: OutputLayout, dataset: Any = None, eval_dataset: Any = None
+) -> TrainTask:
     """Dataset, network, optimizer, train cell and callbacks of a train or finetune run.
 
     Args:
@@ -182,7 +184,15 @@ def _build_data(cfg: RunConfig, resume: ResumePoint | None, dataset: Any) -> tup
 
 def _settings(cfg: RunConfig) -> dict[str, Any]:
     """The config, flat, without what may differ between the parts of one run: where it reads, writes and runs."""
-    passing = ("resume_training", "load_checkpoint", "output_dir", "callbacks", "context", "input_data", "save_file")
+    passing = (
+        "resume_training",
+        "load_checkpoint",
+        "output_dir",
+        "callbacks",
+        "context",
+        "input_data",
+        "save_file",
+    )
     return {key: value for key, value in flatten_config(cfg.to_dict()).items() if not key.startswith(passing)}
 
 
@@ -240,7 +250,11 @@ def build_callbacks(
         if isinstance(callback, CheckpointMonitor):
             callback.bind(progress, layout, lambda: train_state(cell), manifest)
         elif isinstance(callback, MFLossMonitor):
-            hint = (lambda: str(monitors[0].last_saved) if monitors[0].last_saved else None) if monitors else None
+            hint = (
+                (lambda: str(monitors[0].last_saved) if monitors[0].last_saved else None)
+                if monitors
+                else None
+            )
             callback.bind(progress, layout.metrics_file, hint, rank=layout.rank)
     return sorted(callbacks, key=lambda c: isinstance(c, CheckpointMonitor))
 

@@ -30,7 +30,9 @@ class Trainer:
     Constructing one has no side effect; the device is set up by the first verb.
     """
 
-    def __init__(self, args: RunConfig | str | Path, train_dataset: Any = None, eval_dataset: Any = None) -> None:
+    def __init__(
+        self, args: RunConfig | str | Path, train_dataset: Any = None, eval_dataset: Any = None
+    ) -> None:
         self.config = args if isinstance(args, RunConfig) else load_config(args)
         self.train_dataset = _use_path(self.config.train_dataset, train_dataset, "train_dataset")
         self.eval_dataset = _use_path(self.config.eval_dataset, eval_dataset, "eval_dataset")
@@ -91,7 +93,9 @@ def run(task: TrainTask, cfg: RunConfig) -> None:
     sink_size = runner.sink_size if runner.sink_size > 0 else task.steps_left
     chunks, rest = divmod(task.steps_left, sink_size)
     if not chunks:
-        raise ConfigError(f"sink_size {sink_size} is more than the {task.steps_left} steps left: lower runner_config.sink_size")
+        raise ConfigError(
+            f"sink_size {sink_size} is more than the {task.steps_left} steps left: lower runner_config.sink_size"
+        )
     if rest:
         logger.warning("the last %d steps do not fill a sink of %d and are not run", rest, sink_size)
     model.train(chunks, task.dataset, callbacks=task.callbacks, dataset_sink_mode=True, sink_size=sink_size)
@@ -102,6 +106,8 @@ def _use_path(section: Any, dataset: Any, name: str) -> Any:
     if dataset is None or not isinstance(dataset, str | Path):
         return dataset
     if section is None:
-        raise ConfigError(f"{name} is given as a path, but the config has no section {name} to say how to read it")
+        raise ConfigError(
+            f"{name} is given as a path, but the config has no section {name} to say how to read it"
+        )
     section.data_loader.dataset_dir = str(dataset)
     return None

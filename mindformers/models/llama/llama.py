@@ -133,7 +133,13 @@ class LlamaForCausalLM(nn.Cell):
         self.use_past = config.use_past
         self.is_first_iteration = True
         if self.use_past:
-            cache = (config.num_layers, config.batch_size, config.num_kv_heads, config.seq_length, config.head_dim)
+            cache = (
+                config.num_layers,
+                config.batch_size,
+                config.num_kv_heads,
+                config.seq_length,
+                config.head_dim,
+            )
             self.cache_length = config.seq_length
             self.key_past = new_cache("key_past", *cache, self.head_dtype)
             self.value_past = new_cache("value_past", *cache, self.head_dtype)
@@ -254,7 +260,11 @@ class LlamaForCausalLM(nn.Cell):
         return ops.less_equal(columns, rows)
 
     def _hidden(
-        self, tokens: Tensor, position_ids: Tensor | None, attention_mask: Tensor | None, input_embeds: Tensor | None
+        self,
+        tokens: Tensor,
+        position_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        input_embeds: Tensor | None,
     ) -> Tensor:
         index = self._index(tokens)
         visible = self._causal(index)

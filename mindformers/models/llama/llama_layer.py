@@ -37,7 +37,13 @@ class LlamaEmbedding(nn.Cell):
 
 
 def rotary_frequencies(
-    head_dim: int, theta: float, length: int, *, pretrain_length: int, extend_method: str, scaling_factor: float
+    head_dim: int,
+    theta: float,
+    length: int,
+    *,
+    pretrain_length: int,
+    extend_method: str,
+    scaling_factor: float,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Cosines and sines of the rotary position embedding (Su et al. 2021), half-rotation layout.
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Llama tokenizer: SentencePiece, with the conventions of the slow, legacy LlamaTokenizer of transformers 4.x."""
+"""The Llama tokenizer: SentencePiece, with the rules of transformers' slow, legacy LlamaTokenizer (4.x)."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -31,7 +31,8 @@ _CLEAN_UP |= {" " + ending: ending for ending in ("n't", "'m", "'s", "'ve", "'re
 class LlamaTokenizer(BaseTokenizer):
     """Text to ids and back with a SentencePiece model.
 
-    A special token that stands in a text becomes its id, and the text after it is tokenized like a new text. Plain text gives exactly
+    A special token that stands in a text becomes its id, and the text after it is tokenized like a new text.
+    Plain text gives exactly
     the ids of SentencePiece.
 
     Args:
@@ -45,7 +46,8 @@ class LlamaTokenizer(BaseTokenizer):
         add_eos_token: see ``eos_token``.
         clean_up_tokenization_spaces: default of the same option of :meth:`decode`.
         **kwargs: ``model_max_length``, ``padding_side``, ``truncation_side``, ``name_or_path`` (see
-            :class:`~mindformers.models.base_tokenizer.BaseTokenizer`) and ``additional_special_tokens`` (list of strings).
+            :class:`~mindformers.models.base_tokenizer.BaseTokenizer`) and ``additional_special_tokens``
+            (list of strings).
 
     Raises:
         DataError: ``vocab_file`` cannot be used, or an argument is unknown or of the wrong kind.
@@ -95,7 +97,7 @@ class LlamaTokenizer(BaseTokenizer):
         return max(self.vocab_size, 1 + max(self.special_id_to_token, default=0))
 
     def __repr__(self) -> str:
-        return f"LlamaTokenizer(vocab_file={self.vocab_file!r}, vocab_size={self.vocab_size}, {self.special_tokens_map})"
+        return f"LlamaTokenizer({self.vocab_file!r}, vocab_size={self.vocab_size}, {self.special_tokens_map})"
 
     @property
     def vocab_size(self) -> int:
@@ -132,7 +134,7 @@ class LlamaTokenizer(BaseTokenizer):
     def build_inputs_with_special_tokens(
         self, first: list[int], second: list[int] | None = None
     ) -> list[int]:
-        """``[bos] first [eos]``, and the same around the second, as ``add_bos_token`` and ``add_eos_token`` say."""
+        """``[bos] first [eos]`` and then the same for the second, as the two ``add_`` settings say."""
         bos = [self.bos_token_id] if self.add_bos_token else []
         eos = [self.eos_token_id] if self.add_eos_token else []
         ids = bos + first + eos
@@ -171,7 +173,8 @@ class LlamaTokenizer(BaseTokenizer):
         """The text of ids.
 
         Args:
-            token_ids: an int, a list, array or Tensor of ints; or several of these in a list (or a 2-D array).
+            token_ids: an int, a list, array or Tensor of ints; or several of these in a list (or a 2-D
+                array).
             skip_special_tokens: leave bos, eos, unk, pad and additional special tokens out.
             clean_up_tokenization_spaces: join punctuation and contractions to the word before; None means the
                 tokenizer's own setting.
@@ -231,7 +234,7 @@ class LlamaTokenizer(BaseTokenizer):
         return self.sp_model.id_to_piece(index)
 
     def is_separate_token(self, index: int) -> bool:
-        """True for additional special tokens behind the SentencePiece vocabulary: spaces set them off in decoded text."""
+        """True for additional tokens behind the SentencePiece pieces: decoding sets them off by spaces."""
         return index >= self.vocab_size and self.special_id_to_token[index] in self.additional_special_tokens
 
     @cached_property

@@ -63,7 +63,13 @@ class LlamaAttention(nn.Cell):
         return self.wo(ops.reshape(self.transpose(context, (0, 2, 1, 3)), (-1, self.width)))
 
     def construct(
-        self, x: Tensor, tables: tuple, mask: Tensor, batch_size: int, cache: tuple | None = None, read: bool = False
+        self,
+        x: Tensor,
+        tables: tuple,
+        mask: Tensor,
+        batch_size: int,
+        cache: tuple | None = None,
+        read: bool = False,
     ) -> Tensor:
         """Attention of the new positions.
 
@@ -120,7 +126,13 @@ class LlamaDecodeLayer(nn.Cell):
         self.add = ops.Add()
 
     def construct(
-        self, x: Tensor, tables: tuple, mask: Tensor, batch_size: int, cache: tuple | None = None, read: bool = False
+        self,
+        x: Tensor,
+        tables: tuple,
+        mask: Tensor,
+        batch_size: int,
+        cache: tuple | None = None,
+        read: bool = False,
     ) -> Tensor:
         """(T, H) -> (T, H); arguments as in LlamaAttention."""
         h = self.add(x, self.attention(self.attention_norm(x), tables, mask, batch_size, cache, read))

@@ -2,7 +2,8 @@
 """Turn text into MindRecord files for Llama.
 
     python mindformers/tools/dataset_preprocess/llama/llama_preprocess.py --dataset_type wiki \
-        --input_glob wiki.train.tokens --model_file tokenizer.model --seq_length 4096 --output_file wiki4096.mindrecord
+        --input_glob wiki.train.tokens --model_file tokenizer.model --seq_length 4096 --output_file
+        wiki4096.mindrecord
 
 Runs from any folder, as a script or with ``python -m``.
 """
@@ -25,7 +26,11 @@ if importlib.util.find_spec("mindformers") is None:  # run as a script from a ch
     sys.path.insert(0, str(Path(__file__).resolve().parents[4]))
 
 from mindformers.errors import DataError, run_cli
-from mindformers.tools.dataset_preprocess.llama.record_output import DatasetOutput, fixed_length_records, repeated
+from mindformers.tools.dataset_preprocess.llama.record_output import (
+    DatasetOutput,
+    fixed_length_records,
+    repeated,
+)
 from mindformers.tools.dataset_preprocess.llama.token_stream import TokenizerFile, tokenize_blocks
 from mindformers.tools.dataset_preprocess.llama.wiki_text import paragraphs_of, read_blocks
 
@@ -62,7 +67,7 @@ class Counts:
 
 
 def convert_wiki(job: Job, output: DatasetOutput) -> Counts:
-    """Text whose paragraphs are separated by blank lines -> consecutive records of ``seq_length + 1`` tokens."""
+    """Paragraphs separated by blank lines -> consecutive records of ``seq_length + 1`` tokens."""
     counts = Counts()
 
     def tokens() -> Iterator[np.ndarray]:
@@ -73,12 +78,16 @@ def convert_wiki(job: Job, output: DatasetOutput) -> Counts:
             yield block.ids
 
     rest: list[int] = []
-    for records in fixed_length_records(repeated(tokens(), job.repeat, output.folder), job.record_length, rest):
+    for records in fixed_length_records(
+        repeated(tokens(), job.repeat, output.folder), job.record_length, rest
+    ):
         counts.records += len(records)
         output.write(input_ids=records)
     counts.dropped_tokens = rest[0]
     if not counts.tokens:
-        raise DataError(f"no text to convert in {_names(job.inputs)}: {counts.headings} headings and no paragraphs")
+        raise DataError(
+            f"no text to convert in {_names(job.inputs)}: {counts.headings} headings and no paragraphs"
+        )
     if not counts.records:
         raise DataError(
             f"{_names(job.inputs)}: {counts.tokens} tokens do not fill one record of {job.record_length} "
@@ -141,7 +150,9 @@ def input_files(patterns: list[str]) -> list[str]:
         names = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern, recursive=True))
         files = [name for name in names if os.path.isfile(name)]
         if not files:
-            what = "is a folder; give its files, for instance" if os.path.isdir(pattern) else "matches no file"
+            what = (
+                "is a folder; give its files, for instance" if os.path.isdir(pattern) else "matches no file"
+            )
             example = f" '{os.path.join(pattern, '*.txt')}'" if os.path.isdir(pattern) else ""
             raise DataError(f"--input_glob {pattern} {what}{example} (current folder: {os.getcwd()})")
         found.update(dict.fromkeys(files))
@@ -164,14 +175,31 @@ def _positive(text: str) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Turn text into MindRecord files for Llama.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description="Turn text into MindRecord files for Llama.", allow_abbrev=False
+    )
     add = parser.add_argument
     add("--dataset_type", choices=sorted(DATASET_TYPES), default="wiki", help="kind of text (default: wiki)")
-    add("--input_glob", nargs="+", required=True, metavar="PATTERN", help="files or glob patterns, quoted or not")
-    add("--output_file", default="./dataset/wiki2048/wiki2048", help="MindRecord file to write (default: %(default)s)")
+    add(
+        "--input_glob",
+        nargs="+",
+        required=True,
+        metavar="PATTERN",
+        help="files or glob patterns, quoted or not",
+    )
+    add(
+        "--output_file",
+        default="./dataset/wiki2048/wiki2048",
+        help="MindRecord file to write (default: %(default)s)",
+    )
     add("--tokenizer", choices=["llama"], default="llama", help="kind of tokenizer (default: llama)")
     add("--model_file", required=True, help="SentencePiece model, tokenizer.model")
-    add("--seq_length", type=_positive, default=2048, help="of the model; records get one token more (default: 2048)")
+    add(
+        "--seq_length",
+        type=_positive,
+        default=2048,
+        help="of the model; records get one token more (default: 2048)",
+    )
     add("--repeat", type=_positive, default=1, help="times the text is taken (default: 1)")
     add("--file_partition", type=_positive, default=1, help="number of output files (default: 1)")
     add("--num_workers", type=_positive, default=1, help="tokenizing processes (default: 1)")
@@ -185,14 +213,22 @@ def main(argv: list[str] | None = None) -> int:
     tokenizer = TokenizerFile.open(args.model_file)
     DatasetOutput.check(args.output_file)
     job = Job(
-        args.dataset_type, inputs, args.output_file, tokenizer, args.seq_length, args.repeat, args.file_partition, args.num_workers
+        args.dataset_type,
+        inputs,
+        args.output_file,
+        tokenizer,
+        args.seq_length,
+        args.repeat,
+        args.file_partition,
+        args.num_workers,
     )
     started = time.perf_counter()
     counts, paths = convert(job)
     seconds = time.perf_counter() - started
     megabytes = sum(os.path.getsize(path) for path in inputs) / 1e6
     print(
-        f"{len(inputs)} files, {megabytes:.1f} MB: {counts.paragraphs} paragraphs ({counts.headings} headings left out), "
+        f"{len(inputs)} files, {megabytes:.1f} MB: {counts.paragraphs} paragraphs ({counts.headings} "
+        "headings left out), "
         f"{counts.tokens} tokens x {job.repeat}, {counts.records} records of {job.record_length}, "
         f"{counts.dropped_tokens} tokens dropped in the tail, {seconds:.1f} s, {megabytes / seconds:.1f} MB/s"
     )

@@ -27,7 +27,8 @@ _MOST_WAITING = 64  # writes that may wait for MindSpore's import or for the dis
 class DatasetOutput:
     """A MindRecord file (or several), its index and its description, moved into place when all are complete.
 
-    MindSpore refuses renamed files, so they are written under their final names in a hidden folder beside the target.
+    MindSpore refuses renamed files, so they are written under their final names in a hidden folder beside
+    the target.
     Writing happens in a thread, which also imports MindSpore: both run beside the tokenizing.
 
     Args:
@@ -55,7 +56,9 @@ class DatasetOutput:
         if not os.access(target.parent, os.W_OK | os.X_OK):
             raise DataError(f"no permission to write in the folder {target.parent}")
         for left in target.parent.glob(f".{target.name}.*.tmp"):
-            logger.warning("%s was left behind by a run that was killed; delete it when no other run uses it", left)
+            logger.warning(
+                "%s was left behind by a run that was killed; delete it when no other run uses it", left
+            )
 
     def __enter__(self) -> "DatasetOutput":
         folder = tempfile.mkdtemp(prefix=f".{self.path.name}.", suffix=".tmp", dir=self.path.parent)
@@ -87,7 +90,9 @@ class DatasetOutput:
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
         paths = mindrecord_names(self.path, self._num_files)
-        for path in paths:  # a new file beside an old index would be read wrongly; without an index it is refused
+        for (
+            path
+        ) in paths:  # a new file beside an old index would be read wrongly; without an index it is refused
             Path(f"{path}.db").unlink(missing_ok=True)
             os.replace(self.folder / Path(path).name, path)
             os.replace(self.folder / f"{Path(path).name}.db", f"{path}.db")

@@ -10,10 +10,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -50,7 +51,9 @@ class TokenizerFile:
         """
         model = load_sentencepiece(path)
         if model.bos_id() < 0 or model.eos_id() < 0:
-            raise DataError(f"{path} defines no bos or eos piece; Llama needs both (train it with bos_id=1, eos_id=2)")
+            raise DataError(
+                f"{path} defines no bos or eos piece; Llama needs both (train it with bos_id=1, eos_id=2)"
+            )
         digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
         return cls(str(path), model.get_piece_size(), model.bos_id(), model.eos_id(), digest)
 
@@ -73,47 +76,51 @@ def tokenize_blocks(
         One result per block, in order; the ids do not depend on ``num_workers``.
     """
     pending: deque[Future[TokenBlock]] = deque()
-    with _executor(model_file, num_workers) as (executor, work):
+    with _submitter(model_file, num_workers) as submit:
         try:
             for block in blocks:
-                pending.append(executor.submit(work, block, splitter))
+                pending.append(submit(block, splitter))
                 if len(pending) > 2 * num_workers:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
         except BrokenProcessPool as error:
-            raise DataError("a tokenizing process died, perhaps for lack of memory; try a smaller --num_workers") from error
-        finally:
-            for future in pending:
-                future.cancel()
+            raise DataError(
+                "a tokenizing process died, perhaps for lack of memory; try a smaller --num_workers"
+            ) from error
 
 
-class _executor:  # noqa: N801  (a context manager, used like a function)
-    """A thread or processes, and the function to submit to them."""
+@contextmanager
+def _submitter(
+    model_file: str, num_workers: int
+) -> Iterator[Callable[[str, Splitter], "Future[TokenBlock]"]]:
+    """The function that hands one block to a worker."""
+    executor: Executor
+    if num_workers == 1:
+        executor = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
+        tokenizer = _Tokenizer(model_file)
 
-    def __init__(self, model_file: str, num_workers: int) -> None:
-        self._executor: Executor
-        if num_workers == 1:
-            self._executor = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
-            self._work = _Tokenizer(model_file)
-        else:
-            context = multiprocessing.get_context("spawn")  # MindSpore's threads do not survive a fork
-            self._executor = ProcessPoolExecutor(num_workers, context, _start_process, (model_file,))
-            self._work = _in_process
+        def submit(block: str, splitter: Splitter) -> "Future[TokenBlock]":
+            # SentencePiece lets go of the interpreter lock: this thread splits while the other tokenizes.
+            return executor.submit(tokenizer, *splitter(block))
+    else:
+        context = multiprocessing.get_context("spawn")  # MindSpore's threads do not survive a fork
+        executor = ProcessPoolExecutor(num_workers, context, _start_process, (model_file,))
 
-    def __enter__(self) -> tuple[Executor, Callable[..., TokenBlock]]:
-        return self._executor, self._work
+        def submit(block: str, splitter: Splitter) -> "Future[TokenBlock]":
+            return executor.submit(_split_and_tokenize, block, splitter)
 
-    def __exit__(self, *error: Any) -> None:
-        self._executor.shutdown(wait=True, cancel_futures=True)
+    try:
+        yield submit
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
 
 
 class _Tokenizer:
     def __init__(self, model_file: str) -> None:
         self._model = load_sentencepiece(model_file)
 
-    def __call__(self, block: str, splitter: Splitter) -> TokenBlock:
-        texts, headings = splitter(block)
+    def __call__(self, texts: list[str], headings: int) -> TokenBlock:
         rows = self._model.encode(texts, add_bos=True, add_eos=True, num_threads=1) if texts else []
         count = sum(map(len, rows))
         ids = np.fromiter(chain.from_iterable(rows), dtype=np.int32, count=count)
@@ -127,6 +134,7 @@ def _start_process(model_file: str) -> None:
     """Load the model once per process; leave when the parent is gone (even by kill -9)."""
     global _process_tokenizer
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     _process_tokenizer = _Tokenizer(model_file)
 
@@ -138,6 +146,6 @@ def _leave_with_parent() -> None:
         os._exit(1)
 
 
-def _in_process(block: str, splitter: Splitter) -> TokenBlock:
+def _split_and_tokenize(block: str, splitter: Splitter) -> TokenBlock:
     assert _process_tokenizer is not None
-    return _process_tokenizer(block, splitter)
+    return _process_tokenizer(*splitter(block))

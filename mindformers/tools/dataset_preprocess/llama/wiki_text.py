@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""WikiText as plain text: reading it in blocks of whole paragraphs, and undoing its tokenization. Standard library only."""
+"""WikiText as plain text: reading blocks of whole paragraphs, and undoing its tokenization."""
 
 import codecs
 import io
@@ -15,43 +15,46 @@ BLOCK_CHARS = 1 << 19
 LONGEST_PARAGRAPH = 1 << 23  # SentencePiece needs about a hundred times that much memory for it
 
 _BLANK_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")
-# WikiText sets every mark off with spaces; numbers and compounds carry @ signs. Applied in this order.
+# WikiText sets every mark off with spaces; numbers and compounds carry @ signs. Applied in this order, as
+# (rarest character, old, new): looking for one character first makes the table three times as fast.
 _BEFORE_PAIRS = (
-    ("s '", "s'"),
-    (" @-@ ", "-"),
-    (" @,@ ", ","),
-    (" @.@ ", "."),
-    (" : ", ": "),
-    (" ; ", "; "),
-    (" . ", ". "),
-    (" ! ", "! "),
-    (" ? ", "? "),
-    (" , ", ", "),
+    ("'", "s '", "s'"),
+    ("@", " @-@ ", "-"),
+    ("@", " @,@ ", ","),
+    ("@", " @.@ ", "."),
+    (":", " : ", ": "),
+    (";", " ; ", "; "),
+    (".", " . ", ". "),
+    ("!", " ! ", "! "),
+    ("?", " ? ", "? "),
+    (",", " , ", ", "),
 )
 _BRACKETS = tuple(
-    (start, re.compile(rf"\{start}([^\{end}]*)\{end}"), start, end) for start, end in (("(", ")"), ("[", "]"), ("{", "}"))
+    (start, re.compile(rf"\{start}([^\{end}]*)\{end}"), start, end)
+    for start, end in (("(", ")"), ("[", "]"), ("{", "}"))
 )
 _AFTER_PAIRS = (
-    ("= = = =", "===="),
-    ("= = =", "==="),
-    ("= =", "=="),
-    (" \u00b0 ", "\u00b0"),
-    (" \n", "\n"),
-    ("\n ", "\n"),
-    (" N ", " 1 "),
-    (" 's", "'s"),
+    ("=", "= = = =", "===="),
+    ("=", "= = =", "==="),
+    ("=", "= =", "=="),
+    ("\u00b0", " \u00b0 ", "\u00b0"),
+    ("\n", " \n", "\n"),
+    ("\n", "\n ", "\n"),
+    ("N", " N ", " 1 "),
+    ("'", " 's", "'s"),
 )
 
 
 def read_blocks(path: Path, progress: Callable[[int], object] = lambda count: None) -> Iterator[str]:
-    """The text of a file in blocks that end between paragraphs; at most a block and a paragraph are in memory.
+    """The text of a file in blocks that end between paragraphs; it holds a block and a paragraph at most.
 
     Args:
         path: a UTF-8 file; a byte order mark is left out, line ends may be of any system.
         progress: told the number of bytes read, as they are read.
 
     Raises:
-        DataError: not UTF-8 (with the byte offset), unreadable, or a paragraph of more than 8 million characters.
+        DataError: not UTF-8 (with the byte offset), unreadable, or a paragraph of more than 8 million
+            characters.
     """
     try:
         with path.open("rb") as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline=None) as file:
@@ -63,7 +66,8 @@ def read_blocks(path: Path, progress: Callable[[int], object] = lambda count: No
                 cut = _last_paragraph_end(text)
                 if len(text) - cut > LONGEST_PARAGRAPH:
                     raise DataError(
-                        f"{path}: a paragraph of more than {LONGEST_PARAGRAPH} characters begins near byte {done - len(text)}. "
+                        f"{path}: a paragraph of more than {LONGEST_PARAGRAPH} characters begins near byte "
+                        f"{done - len(text)}. "
                         "Separate the texts of the file by blank lines"
                     )
                 if cut:
@@ -93,16 +97,20 @@ def paragraphs_of(block: str) -> tuple[list[str], int]:
 
 def clean_paragraph(text: str) -> str:
     """Undo WikiText's tokenization in one paragraph, and strip it."""
-    for old, new in _BEFORE_PAIRS:
-        text = text.replace(old, new)
+    text = _replace(text, _BEFORE_PAIRS)
     for first, pattern, start, end in _BRACKETS:
         if first in text:
             text = pattern.sub(lambda match, start=start, end=end: start + match[1].strip() + end, text)
     for quote in ('"', "'"):
         text = _tighten_quotes(text, quote)
-    for old, new in _AFTER_PAIRS:
-        text = text.replace(old, new)
-    return text.strip()
+    return _replace(text, _AFTER_PAIRS).strip()
+
+
+def _replace(text: str, table: tuple[tuple[str, str, str], ...]) -> str:
+    for rarest, old, new in table:
+        if rarest in text:
+            text = text.replace(old, new)
+    return text
 
 
 def _tighten_quotes(text: str, quote: str) -> str:
