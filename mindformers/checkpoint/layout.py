@@ -25,9 +25,7 @@ FORMATS = ("ckpt", "safetensors")
 """File formats a checkpoint can have; also the file extensions."""
 
 _TEMP_PREFIX = ".tmp."
-_STEP_FILE = re.compile(
-    r"(?P<prefix>.+)_rank_(?P<rank>\d+)-(?P<epoch>\d+)_(?P<step>\d+)\.(?P<fmt>ckpt|safetensors)"
-)
+_STEP_FILE = re.compile(r"(?P<prefix>.+)_rank_(?P<rank>\d+)-(?P<epoch>\d+)_(?P<step>\d+)\.(?P<fmt>ckpt|safetensors)")
 
 
 class StepName(NamedTuple):
@@ -61,9 +59,7 @@ def parse_step_file(name: str | Path) -> StepName | None:
     match = _STEP_FILE.fullmatch(Path(name).name)
     if match is None or match["prefix"].startswith(_TEMP_PREFIX):
         return None
-    return StepName(
-        match["prefix"], int(match["rank"]), int(match["epoch"]), int(match["step"]), match["fmt"]
-    )
+    return StepName(match["prefix"], int(match["rank"]), int(match["epoch"]), int(match["step"]), match["fmt"])
 
 
 def manifest_path(path: str | Path) -> Path:
@@ -139,6 +135,11 @@ class OutputLayout:
     def log_dir(self) -> Path:
         """Log files of this rank."""
         return self.root / "log" / self.rank_name
+
+    @property
+    def profile_dir(self) -> Path:
+        """Traces of the profiler."""
+        return self.root / "profile" / self.rank_name
 
     @property
     def metrics_file(self) -> Path:

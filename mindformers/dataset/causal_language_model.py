@@ -122,15 +122,15 @@ class CausalLanguageModelDataset:
                 f"data_loader.type {kind!r} is not one of: MindDataset. Convert text with llama_preprocess.py"
             )
         if section.get("eod_reset"):
-            raise DataError(
-                "eod_reset is not supported: write records in which each text stands alone instead"
-            )
+            raise DataError("eod_reset is not supported: write records in which each text stands alone instead")
         merged = {**section, **loader, **options}
         repeat = merged.pop("repeat", None) or 1
         known = [*create_causal_lm_dataset.__annotations__][:-1]
         unknown = [name for name in merged if name not in known and name not in _INERT]
         if unknown:
-            raise DataError(f"CausalLanguageModelDataset: unknown option {did_you_mean(unknown[0], known)}")
+            raise DataError(
+                f"CausalLanguageModelDataset: unknown option {unknown[0]!r}.{did_you_mean(unknown[0], known)}"
+            )
         chosen = {name: value for name, value in merged.items() if name in known and value is not None}
         return create_causal_lm_dataset(**{**chosen, "epochs": chosen.get("epochs", 1) * repeat})
 
@@ -155,9 +155,7 @@ class _Plan:
             if getattr(self, name) < 1:
                 raise DataError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.shard_id < self.num_shards:
-            raise DataError(
-                f"shard_id must be 0 to {self.num_shards - 1} (num_shards - 1), got {self.shard_id}"
-            )
+            raise DataError(f"shard_id must be 0 to {self.num_shards - 1} (num_shards - 1), got {self.shard_id}")
         unit = self.batch_size * self.num_shards
         if self.global_batch_size < 1 or self.global_batch_size % unit:
             raise DataError(
@@ -179,10 +177,7 @@ class _Plan:
         """Record numbers of this rank in one epoch, without the steps that are done."""
         order = epoch_order(self.num_records, self.seed, epoch, self.shuffle)
         skip = max(0, self.start_step - epoch * self.steps_per_epoch)
-        return rank_records(
-            order, self.global_batch_size, self.num_shards, self.shard_id, skip, self.drop_remainder
-        )
-
+        return rank_records(order, self.global_batch_size, self.num_shards, self.shard_id, skip, self.drop_remainder)
 
     @property
     def first_epoch(self) -> int:
@@ -261,8 +256,7 @@ def check_record_length(info: RecordInfo, seq_length: int, mode: str) -> None:
         lengths = {row.shape[-1] for row in read_records(info, column, 64)}
         if len(lengths) != 1:
             raise DataError(
-                f"{info.paths[0]}: records have different lengths ({sorted(lengths)}); they cannot form "
-                "batches"
+                f"{info.paths[0]}: records have different lengths ({sorted(lengths)}); they cannot form batches"
             )
         length = lengths.pop()
     allowed = (seq_length + 1,) if mode != "eval" else (seq_length, seq_length + 1)

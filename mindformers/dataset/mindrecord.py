@@ -10,7 +10,7 @@ import json
 import os
 import re
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from mindformers.errors import DataError
+from mindformers.tools.utils import listing
 
 __all__ = ["MindRecordWriter", "RecordInfo", "find_mindrecord_files", "inspect_mindrecord", "read_records"]
 
@@ -73,16 +74,12 @@ def find_mindrecord_files(
     path = Path(dataset_dir)
     if not path.is_dir():
         return [_existing_file(path)]
-    entries = [
-        entry for entry in path.iterdir() if entry.is_file() and not entry.name.endswith((".db", ".json"))
-    ]
+    entries = [entry for entry in path.iterdir() if entry.is_file() and not entry.name.endswith((".db", ".json"))]
     found = [entry for entry in entries if ".mindrecord" in entry.name or Path(f"{entry}.db").is_file()]
     if not found:
         names = sorted(entry.name for entry in path.iterdir())
         shown = ", ".join(names[:20]) + (f", ... ({len(names)} entries)" if len(names) > 20 else "")
-        raise DataError(
-            f"no MindRecord file (*.mindrecord) in the folder {path}. It holds: {shown or 'nothing'}"
-        )
+        raise DataError(f"no MindRecord file (*.mindrecord) in the folder {path}. It holds: {shown or 'nothing'}")
     return [str(entry) for entry in sorted(found, key=lambda entry: _natural_key(entry.name))]
 
 
@@ -100,18 +97,21 @@ def inspect_mindrecord(paths: str | Path | Sequence[str | Path]) -> RecordInfo:
     total, columns = 0, None
     for path in files:
         _existing_file(path)
-        found = _read_columns(path)
+        found, rows = _read_header(path)
         if columns is not None and found != columns:
             raise DataError(
-                f"{path} has columns {found}, but {files[0]} has {columns}; they cannot be read as one "
-                "dataset"
+                f"{path} has columns {found}, but {files[0]} has {columns}; they cannot be read as one dataset"
             )
         columns = found
-        total += _count_records(path)
+        count = _count_records(path)
+        if rows != count:
+            raise DataError(
+                f"{path} holds {rows} records, but its index {path.name}.db lists {count}: not a pair. "
+                "Copy both files again, or write the dataset again"
+            )
+        total += count
     if total == 0:
-        raise DataError(
-            f"{', '.join(map(str, files))}: no records. Write the file again (was its input text empty?)"
-        )
+        raise DataError(f"{', '.join(map(str, files))}: no records. Write the file again (was its input text empty?)")
     shape = (columns.get("input_ids") or next(iter(columns.values())))[1]
     length = shape[-1] if shape and shape[-1] > 0 else None
     return RecordInfo(tuple(map(str, files)), total, columns, length, _read_meta(files[0]))
@@ -148,16 +148,12 @@ class MindRecordWriter:
         self._writer = FileWriter(str(path), num_files, overwrite=False)
         self._writer.set_header_size(HEADER_BYTES)
         self._writer.set_page_size(PAGE_BYTES)
-        self._writer.add_schema(
-            {name: {"type": "int32", "shape": [length]} for name, length in columns.items()}
-        )
+        self._writer.add_schema({name: {"type": "int32", "shape": [length]} for name, length in columns.items()})
 
     def write(self, **arrays: np.ndarray) -> None:
         """Append records: one int32 array of shape (records, length) per column."""
         shapes = {name: array.shape[1:] for name, array in arrays.items()}
-        assert shapes == {name: (length,) for name, length in self._columns.items()}, (
-            f"{shapes} != {self._columns}"
-        )
+        assert shapes == {name: (length,) for name, length in self._columns.items()}, f"{shapes} != {self._columns}"
         assert all(array.dtype == np.int32 for array in arrays.values()), "records must be int32"
         rows = [dict(zip(arrays, row, strict=True)) for row in zip(*arrays.values(), strict=True)]
         if rows:
@@ -172,9 +168,7 @@ class MindRecordWriter:
             os.chmod(path, mode)
             os.chmod(f"{path}.db", mode)
         info = inspect_mindrecord(self.paths)
-        assert info.num_records == self._written, (
-            f"{info.num_records} records in {self.paths}, {self._written} written"
-        )
+        assert info.num_records == self._written, f"{info.num_records} records in {self.paths}, {self._written} written"
         return info
 
 
@@ -190,12 +184,10 @@ def _existing_file(path: Path) -> str:
     if path.is_dir():
         raise DataError(f"{path} is a folder; give MindRecord files here, or the folder as dataset_dir")
     if not path.is_file():
-        near = sorted(entry.name for entry in path.parent.iterdir())[:20] if path.parent.is_dir() else None
-        where = (
-            f"the folder {path.parent} does not exist"
-            if near is None
-            else f"its folder holds: {', '.join(near) or 'nothing'}"
-        )
+        where = f"the folder {path.parent} does not exist"
+        if path.parent.is_dir():
+            names = listing(sorted(entry.name for entry in path.parent.iterdir()))
+            where = f"its folder holds: {names or 'nothing'}"
         raise DataError(f"no such dataset file: {path} ({where})")
     return str(path)
 
@@ -204,31 +196,31 @@ def _natural_key(name: str) -> list[tuple[int, int | str]]:
     return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", name) if part]
 
 
-def _read_columns(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Columns from the header of one file: an 8-byte length, then JSON."""
-    problem = f"{path} is not a MindRecord file"
+def _read_header(path: Path) -> tuple[dict[str, tuple[str, tuple[int, ...]]], int]:
+    """Columns and number of records, from the header of one file: an 8-byte length, then JSON."""
+    problem = f"{path} is not a MindRecord file, or is damaged (llama_preprocess.py makes one from text)"
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if not 0 < length < _LARGEST_HEADER:
-            raise DataError(f"{problem} (llama_preprocess.py makes one from text)")
+            raise DataError(problem)
         text = file.read(length)
     try:
         header = json.loads(text)
         fields = {name: field for part in header["schema"] for name, field in part["schema"].items()}
+        columns = {name: (field["type"], tuple(field.get("shape", ()))) for name, field in fields.items()}
+        rows = max((page["end_row_id"] for page in header["page"]), default=0)
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{problem}, or its header is damaged (llama_preprocess.py makes one from text)"
-        ) from error
-    return {name: (field["type"], tuple(field.get("shape", ()))) for name, field in fields.items()}
+        raise DataError(problem) from error
+    if not columns:
+        raise DataError(problem)
+    return columns, rows
 
 
 def _count_records(path: Path) -> int:
     """Rows of the index beside a file; MindSpore refuses an index that names another file."""
     index = Path(f"{path}.db")
     if not index.is_file():
-        raise DataError(
-            f"{path} has no index {index.name} beside it; copy both files, or write the dataset again"
-        )
+        raise DataError(f"{path} has no index {index.name} beside it; copy both files, or write the dataset again")
     try:
         with closing(sqlite3.connect(f"{index.absolute().as_uri()}?mode=ro", uri=True)) as database:
             names = [row[0] for row in database.execute("SELECT NAME FROM SHARD_NAME")]
@@ -264,8 +256,3 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
-
-
-def missing_columns(info: RecordInfo, wanted: Iterable[str]) -> list[str]:
-    """Names in ``wanted`` that the files do not hold."""
-    return [name for name in wanted if name not in info.columns]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The order in which records are read: a pure function of seed and epoch.
 
-It is the same for any number of ranks. That makes a resumed run exact, also on another number of devices. Numpy only.
+It is the same for any number of ranks, so a resumed run is exact, also on another number of devices.
 """
 
 import numpy as np
@@ -31,7 +31,7 @@ def steps_per_epoch(num_records: int, global_batch_size: int, drop_remainder: bo
     if num_records < global_batch_size:
         raise DataError(
             f"the dataset holds {num_records} records, fewer than one global batch of {global_batch_size}. "
-            "Lower the batch size, add data, or set drop_remainder: False"
+            "Lower runner_config.batch_size, add data, or set drop_remainder: False"
         )
     return num_records // global_batch_size
 

@@ -13,9 +13,7 @@ from mindformers.checkpoint.manifest import flatten_config
 from mindformers.checkpoint.load import load_into, read_checkpoint, resolve_checkpoint
 from mindformers.checkpoint.resume import ResumePoint, find_resume, restore
 from mindformers.config import RunConfig
-from mindformers.core.callback.checkpoint_monitor import CheckpointMonitor
-from mindformers.core.callback.eval_callback import EvalCallBack
-from mindformers.core.callback.loss_monitor import MFLossMonitor
+from mindformers.core.callback import CheckpointMonitor, EvalCallBack, MFLossMonitor, ObsMonitor, ProfileMonitor
 from mindformers.core.lr import resolve_schedule
 from mindformers.core.param_groups import group_parameters
 from mindformers.core.progress import TrainProgress
@@ -26,7 +24,7 @@ from mindformers.dataset.causal_language_model import (
 )
 from mindformers.dataset.mindrecord import find_mindrecord_files, inspect_mindrecord
 from mindformers.dataset.order import steps_per_epoch
-from mindformers.errors import CheckpointError, ConfigError, DataError
+from mindformers.errors import CheckpointError, ConfigError
 from mindformers.models.llama.llama_config import LlamaConfig
 from mindformers.models.llama.llama_parallel import apply_recompute
 from mindformers.registry import MindFormerModuleType, MindFormerRegister
@@ -146,11 +144,6 @@ def _build_data(cfg: RunConfig, resume: ResumePoint | None, dataset: Any) -> tup
     records = min(info.num_records, loader.num_samples or info.num_records)
     epochs = runner.epochs * section.repeat
     steps = steps_per_epoch(records, global_batch, True)
-    if steps == 0:
-        raise DataError(
-            f"{info.num_records} records are fewer than one step of {global_batch} "
-            f"(batch_size {runner.batch_size} x gradient_accumulation_steps {accumulation}): lower runner_config.batch_size"
-        )
     progress = TrainProgress(steps, epochs, global_batch, seq_length, accumulation, start)
     if start >= progress.total_steps:
         raise ConfigError(
@@ -238,25 +231,40 @@ def _prefix(cfg: RunConfig) -> str | None:
 def build_callbacks(
     cfg: RunConfig, progress: TrainProgress, layout: OutputLayout, cell: nn.Cell, manifest: dict[str, Any]
 ) -> list[Any]:
-    """The callbacks of the YAML, bound to this run; checkpoints come before the loss line that may stop the run."""
+    """The callbacks of the YAML, bound to this run; the guard against a NaN loss comes before the save."""
+    sections = [{"type": section.type, **section.options()} for section in cfg.callbacks]
+    if cfg.profile:
+        sections.append(_profile_section(cfg))
     callbacks = [
-        MindFormerRegister.get_instance_from_cfg(
-            {"type": section.type, **section.options()}, MindFormerModuleType.CALLBACK
-        )
-        for section in cfg.callbacks
+        MindFormerRegister.get_instance_from_cfg(section, MindFormerModuleType.CALLBACK) for section in sections
     ]
     monitors = [c for c in callbacks if isinstance(c, CheckpointMonitor)]
     for callback in callbacks:
         if isinstance(callback, CheckpointMonitor):
             callback.bind(progress, layout, lambda: train_state(cell), manifest)
         elif isinstance(callback, MFLossMonitor):
-            hint = (
-                (lambda: str(monitors[0].last_saved) if monitors[0].last_saved else None)
-                if monitors
-                else None
-            )
-            callback.bind(progress, layout.metrics_file, hint, rank=layout.rank)
+            callback.bind(progress, layout.metrics_file, lambda: _last_saved(monitors), rank=layout.rank)
+        elif isinstance(callback, ProfileMonitor):
+            callback.bind(progress, layout.profile_dir)
+        elif isinstance(callback, ObsMonitor):
+            callback.bind(layout.root)
     return sorted(callbacks, key=lambda c: isinstance(c, CheckpointMonitor))
+
+
+def _last_saved(monitors: list[CheckpointMonitor]) -> str | None:
+    saved = [str(monitor.last_saved) for monitor in monitors if monitor.last_saved]
+    return saved[-1] if saved else None
+
+
+def _profile_section(cfg: RunConfig) -> dict[str, Any]:
+    return {
+        "type": "ProfileMonitor",
+        "start_step": cfg.profile_start_step,
+        "stop_step": cfg.profile_stop_step,
+        "start_profile": cfg.init_start_profile,
+        "profile_communication": cfg.profile_communication,
+        "profile_memory": cfg.profile_memory,
+    }
 
 
 def _eval_callback(cfg: RunConfig, network: nn.Cell, progress: TrainProgress, dataset: Any) -> EvalCallBack:

@@ -87,7 +87,7 @@ def run(task: TrainTask, cfg: RunConfig) -> None:
         progress.global_batch_size,
     )  # fmt: skip
     model = ms.Model(task.cell)
-    if not runner.sink_mode:
+    if not runner.sink_mode or ms.get_context("device_target") == "CPU":  # the CPU has no sink mode
         model.train(1, task.dataset, callbacks=task.callbacks, dataset_sink_mode=False)
         return
     sink_size = runner.sink_size if runner.sink_size > 0 else task.steps_left

@@ -216,9 +216,7 @@ class CheckpointMonitor(Callback):
             chosen = {name: state[name] for name in trainable}
             save_network(chosen, layout.trainable_file(self.prefix, fmt), manifest_fields=fields, fmt=fmt)
         seconds = time.monotonic() - start
-        logger.info(
-            "saved step %d to %s (%.1f MB in %.2f s)", fields["step"], path, manifest.size / 1e6, seconds
-        )
+        logger.info("saved step %d to %s (%.1f MB in %.2f s)", fields["step"], path, manifest.size / 1e6, seconds)
 
     def _check_arguments(self) -> None:
         """Refuse values that make no sense, before anything is trained."""
@@ -228,16 +226,12 @@ class CheckpointMonitor(Callback):
         elif self.prefix.startswith("."):
             problems.append(f"prefix {self.prefix!r}: must not start with a dot")
         if not _is_int(self.save_checkpoint_steps) or self.save_checkpoint_steps < 1:
-            problems.append(
-                f"save_checkpoint_steps {self.save_checkpoint_steps!r}: a number of 1 or more is needed"
-            )
+            problems.append(f"save_checkpoint_steps {self.save_checkpoint_steps!r}: a number of 1 or more is needed")
         seconds = self.save_checkpoint_seconds
         if not (_is_int(seconds) or isinstance(seconds, float)) or not seconds >= 0:
             problems.append(f"save_checkpoint_seconds {seconds!r}: 0 or more seconds are needed")
         if not _is_int(self.keep_checkpoint_max) or self.keep_checkpoint_max < 0:
-            problems.append(
-                f"keep_checkpoint_max {self.keep_checkpoint_max!r}: 0 (keep all) or more is needed"
-            )
+            problems.append(f"keep_checkpoint_max {self.keep_checkpoint_max!r}: 0 (keep all) or more is needed")
         if self.checkpoint_format not in FORMATS:
             problems.append(f"checkpoint_format {self.checkpoint_format!r}: allowed are {', '.join(FORMATS)}")
         if problems:
