@@ -3,8 +3,8 @@
 
 ``python benchmarks/train.py --models T S M --peer torch --json out.jsonl``
 
-Same sizes, batch, fp32, optimizer and hyper-parameters, gradient clipping in both; warm-up steps are not counted. ``ratio``
-is peer seconds over our seconds, the median over rounds taken in turn: above 1 we are faster.
+Same sizes, batch, fp32, optimizer and hyper-parameters, gradient clipping in both; warm-up steps are not counted.
+``ratio`` is peer seconds over our seconds, the median over rounds taken in turn: above 1 we are faster.
 """
 
 import argparse
@@ -35,12 +35,10 @@ WARM_UP = {"T": 3, "S": 3, "M": 2}
 def batch_of(name: str) -> np.ndarray:
     """Random records (B, S+1) int32."""
     size = MODELS[name]
-    return (
-        np.random.default_rng(0).integers(3, size["vocab"], (size["batch"], size["seq"] + 1)).astype(np.int32)
-    )
+    return np.random.default_rng(0).integers(3, size["vocab"], (size["batch"], size["seq"] + 1)).astype(np.int32)
 
 
-def our_step(name: str):  # noqa: ANN201
+def our_step(name: str):
     """A function that runs one step and waits for its loss."""
     import mindspore as ms
 
@@ -59,7 +57,7 @@ def our_step(name: str):  # noqa: ANN201
     return lambda: float(cell(batch)[0].asnumpy())
 
 
-def torch_step(name: str):  # noqa: ANN201
+def torch_step(name: str):
     """The same by PyTorch."""
     import torch
 
@@ -113,9 +111,7 @@ def compare(name: str, peer: str, rounds: int, path: str | None, flops: float) -
     size = MODELS[name]
     tokens = size["batch"] * size["seq"]
     _, products = num_parameters(name)
-    attention = (
-        6 * size["layers"] * size["hidden"] * size["seq"]
-    )  # causal: half of 12 L H S, forward and backward
+    attention = 6 * size["layers"] * size["hidden"] * size["seq"]  # causal: half of 12 L H S, forward and backward
     ceiling = flops / (6 * products + attention)
     record: dict = {"benchmark": "train", "model": name, "rounds": rounds, "tokens_per_step": tokens}
     for index, kind in enumerate(kinds):
@@ -137,9 +133,7 @@ def compare(name: str, peer: str, rounds: int, path: str | None, flops: float) -
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=["T", "S", "M"])
     parser.add_argument("--peer", choices=["torch", "none"], default="torch")
     parser.add_argument("--rounds", type=int, default=7)

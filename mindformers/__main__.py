@@ -107,7 +107,9 @@ def _cp(args: argparse.Namespace) -> int:
     if destination.exists() and not args.force:
         raise ConfigError(f"{destination} exists; --force overwrites it")
     text = to_yaml(load_config(args.name).to_dict())
-    write_text(f"# A copy of {Path(args.name).stem} with every key; what the keys mean: docs/config.md\n{text}", destination)
+    write_text(
+        f"# A copy of {Path(args.name).stem} with every key; what the keys mean: docs/config.md\n{text}", destination
+    )
     print(destination)
     return 0
 

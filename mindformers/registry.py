@@ -361,7 +361,9 @@ def _from_mindspore(module_type: str, class_name: str) -> Any:
         return None
     found = getattr(importlib.import_module(module), name, None)
     if found is None:
-        raise ConfigError(f"this version of MindSpore has no {module}.{name} (asked for as {module_type} {class_name!r})")
+        raise ConfigError(
+            f"this version of MindSpore has no {module}.{name} (asked for as {module_type} {class_name!r})"
+        )
     return found
 
 

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every test runs on the CPU in graph mode, the mode of real runs, with kernel dumps out of the way."""
-
-import os
-from pathlib import Path
+"""Every test runs on the CPU in graph mode, the mode of real runs."""
 
 import pytest
 

@@ -31,9 +31,7 @@ def read_metrics(path: Path) -> list[dict]:
             records[int(record["step"])] = record | {"loss": float(record["loss"])}
         except (ValueError, TypeError, KeyError) as error:
             if number < len(lines):
-                raise DataError(
-                    f"{path}:{number}: not a record with a step and a loss: {line[:80]}"
-                ) from error
+                raise DataError(f"{path}:{number}: not a record with a step and a loss: {line[:80]}") from error
     if not records:
         raise DataError(f"{path} holds no record with a step and a loss yet")
     return [records[step] for step in sorted(records)]
@@ -64,9 +62,7 @@ def draw(records: list[dict], output: Path, title: str) -> None:
     axis.set(xlabel="step", ylabel="loss per token", title=title)
     axis.grid(alpha=0.3)
     rate = axis.twinx()
-    rate.plot(
-        steps, [record["lr"] for record in records], color="tab:orange", linewidth=1, label="learning rate"
-    )
+    rate.plot(steps, [record["lr"] for record in records], color="tab:orange", linewidth=1, label="learning rate")
     rate.set_ylabel("learning rate")
     rate.set_ylim(bottom=0)
     figure.legend(loc="upper right", bbox_to_anchor=(0.9, 0.9), fontsize="small")

@@ -179,9 +179,7 @@ def load_into(
 
     targets = {name: p for name, p in named_parameters(network).items() if counts(name)}
     origin = {modern_name(name): name for name in params if counts(modern_name(name))}
-    report = LoadReport(
-        missing=sorted(set(targets) - set(origin)), unexpected=sorted(set(origin) - set(targets))
-    )
+    report = LoadReport(missing=sorted(set(targets) - set(origin)), unexpected=sorted(set(origin) - set(targets)))
     common = [name for name in targets if name in origin]
     if report.missing and (strict or not common):
         raise CheckpointError(_missing_message(source, report, len(targets)))
@@ -252,20 +250,14 @@ def _existing_file(path: Path) -> Path:
         raise CheckpointError(f"{path} is not a checkpoint: its name must end with {' or '.join(_SUFFIXES)}")
     if not path.parent.is_dir():
         raise CheckpointError(f"checkpoint {path} does not exist, nor does its folder {path.parent}")
-    near = get_close_matches(
-        path.name, [p.name for p in path.parent.iterdir() if _is_checkpoint_name(p)], 1, 0.5
-    )
+    near = get_close_matches(path.name, [p.name for p in path.parent.iterdir() if _is_checkpoint_name(p)], 1, 0.5)
     guess = f" Did you mean {path.parent / near[0]}?" if near else ""
-    raise CheckpointError(
-        f"checkpoint {path} does not exist.{guess} Its folder holds {_listing(path.parent)}"
-    )
+    raise CheckpointError(f"checkpoint {path} does not exist.{guess} Its folder holds {_listing(path.parent)}")
 
 
 def _listing(folder: Path) -> str:
     """Up to ten names of a folder, checkpoints and folders only."""
-    names = sorted(
-        p.name + "/" * p.is_dir() for p in folder.iterdir() if p.is_dir() or _is_checkpoint_name(p)
-    )
+    names = sorted(p.name + "/" * p.is_dir() for p in folder.iterdir() if p.is_dir() or _is_checkpoint_name(p))
     return _some(names, _SHOWN) if names else "no checkpoint and no folder"
 
 
@@ -290,9 +282,7 @@ def _first_line(error: BaseException) -> str:
 
 def named_parameters(network: Any) -> dict[str, ms.Parameter]:
     """Name to Parameter of a Cell or of a mapping; caches left out."""
-    items = (
-        network.items() if isinstance(network, Mapping) else ((p.name, p) for p in network.get_parameters())
-    )
+    items = network.items() if isinstance(network, Mapping) else ((p.name, p) for p in network.get_parameters())
     return {name: p for name, p in items if not is_cache_name(name)}
 
 

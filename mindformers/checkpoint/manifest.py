@@ -230,9 +230,7 @@ def _candidate(path: Path, epoch: int, step: int) -> Candidate:
     if not path.is_file():
         return Candidate(path, epoch, step, reason="its manifest is there, the file is not")
     if not manifest_path(path).exists():
-        return Candidate(
-            path, epoch, step, reason="it has no manifest (the save did not finish, or it is foreign)"
-        )
+        return Candidate(path, epoch, step, reason="it has no manifest (the save did not finish, or it is foreign)")
     try:
         return Candidate(path, epoch, step, manifest=read_manifest(path))
     except CheckpointError as error:

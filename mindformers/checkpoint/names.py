@@ -85,9 +85,7 @@ def missing_hint(missing: list[str], given: list[str]) -> str:
     tool = "run mindformers/models/llama/convert_weight.py on it first"
     if any(re.search(r"\.self_attn\.[qkvo]_proj\.|(^|\.)embed_tokens\.", name) for name in given):
         return f"this looks like a Hugging Face checkpoint; {tool}"
-    if any(
-        re.match(r"(layers\.\d+\.(attention|feed_forward)\.|tok_embeddings\.weight$)", name) for name in given
-    ):
+    if any(re.match(r"(layers\.\d+\.(attention|feed_forward)\.|tok_embeddings\.weight$)", name) for name in given):
         return f"this looks like a checkpoint in Meta's layout; {tool}"
     if all("mindpet_delta" in name for name in missing):
         return "only LoRA weights are missing: a base checkpoint needs load_checkpoint_strict False"

@@ -157,8 +157,7 @@ def _write(tensors: dict[str, ms.Tensor], path: Path, fmt: str, manifest: Manife
         manifest.mindformers_version = __version__
         manifest.created = _creation_time(path)
         manifest.parameters = [
-            {"name": name, "shape": list(t.shape), "dtype": str(t.dtype).lower()}
-            for name, t in tensors.items()
+            {"name": name, "shape": list(t.shape), "dtype": str(t.dtype).lower()} for name, t in tensors.items()
         ]
         write_manifest(path, manifest)
     except (OSError, SafetensorError) as error:
@@ -224,9 +223,7 @@ def _check_content(tensors: dict[str, ms.Tensor], path: Path, fmt: str) -> None:
         raise CheckpointError(f"nothing to save into {path}: no parameters were given")
     empty = [name for name, t in tensors.items() if 0 in t.shape]
     if empty and fmt == "ckpt":
-        raise CheckpointError(
-            f"{path}: .ckpt cannot hold empty tensors ({', '.join(empty[:5])}); use safetensors"
-        )
+        raise CheckpointError(f"{path}: .ckpt cannot hold empty tensors ({', '.join(empty[:5])}); use safetensors")
 
 
 def _check_space(path: Path, needed: int) -> None:

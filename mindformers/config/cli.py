@@ -57,9 +57,7 @@ FLAGS: tuple[Flag, ...] = (
     Flag("--remote_save_url", ("remote_save_url",), "accepted, without effect", _RUN, "URL"),
     Flag("--train_dataset_dir", ("train_dataset.data_loader.dataset_dir",), "training data", _DATA, "PATH", _LATE),
     Flag("--eval_dataset_dir", ("eval_dataset.data_loader.dataset_dir",), "evaluation data", _DATA, "PATH", _LATE),
-    Flag(
-        "--predict_data", ("input_data",), "prompts, or a file with one per line", _DATA, "TEXT", _LATE, several=True
-    ),
+    Flag("--predict_data", ("input_data",), "prompts, or a file with one per line", _DATA, "TEXT", _LATE, several=True),
     Flag("--predict_batch_size", ("predict_batch_size",), "prompts generated together", _DATA, "INT", _LATE),
     Flag("--epochs", ("runner_config.epochs",), "passes over the training data", _DATA, "INT", _LATE),
     Flag("--batch_size", ("runner_config.batch_size",), "records per data parallel rank", _DATA, "INT", _LATE),
@@ -75,9 +73,7 @@ FLAGS: tuple[Flag, ...] = (
     Flag("--load_checkpoint", ("load_checkpoint",), "weights to start from", _WEIGHTS, "PATH|NAME"),
     Flag("--resume_training", ("resume_training",), "go on with an earlier run", _WEIGHTS, _BOOL),
     Flag("--auto_trans_ckpt", ("auto_trans_ckpt",), "slice the weights anew for this layout", _WEIGHTS, _BOOL),
-    Flag(
-        "--src_strategy_path_or_dir", ("src_strategy_path_or_dir",), "how the weights were sliced", _WEIGHTS, "PATH"
-    ),
+    Flag("--src_strategy_path_or_dir", ("src_strategy_path_or_dir",), "how the weights were sliced", _WEIGHTS, "PATH"),
     Flag("--only_save_strategy", ("only_save_strategy",), "write the strategies, then stop", _WEIGHTS, _BOOL),
     Flag(
         "--strategy_load_checkpoint",
@@ -244,4 +240,3 @@ def _is_key(name: str, problems: list[Problem]) -> bool:
         best = starts[0] if starts else None
     problems.append(_problem(name, text + (f" Did you mean {best!r}?" if best else "") + " (all flags: --help)"))
     return False
-

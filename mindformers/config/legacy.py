@@ -63,7 +63,9 @@ def _task(layer: Layer, name: str, problems: list[Problem]) -> None:
         below = (f"{name}_task", "dataset_config")
         layer.places |= {(name, *p[2:]): place for p, place in layer.places.items() if p[:2] == below}
     elif given != layer.value[name]:
-        problems.append(Problem((f"{name}_task", "dataset_config"), f"differs from {name}; leave it out, it is taken from there"))
+        problems.append(
+            Problem((f"{name}_task", "dataset_config"), f"differs from {name}; leave it out, it is taken from there")
+        )
     del task["dataset_config"]
 
 

@@ -122,7 +122,9 @@ class _Reader:
             file = path.parent / name
             if file.resolve() in above:
                 chain = " -> ".join(item.name for item in (*above, file))
-                self.problems.append(Problem(("base_config",), f"files that are based on each other: {chain}", place=place))
+                self.problems.append(
+                    Problem(("base_config",), f"files that are based on each other: {chain}", place=place)
+                )
                 continue
             try:
                 file = find_config(file)

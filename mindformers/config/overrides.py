@@ -16,7 +16,10 @@ from mindformers.registry import ALIASES, MindFormerModuleType
 from mindformers.tools.utils import did_you_mean
 
 # Where one of a pair is changed alone, the other one follows.
-_LINKED = {"optimizer.learning_rate": "lr_schedule.learning_rate", "lr_schedule.learning_rate": "optimizer.learning_rate"}
+_LINKED = {
+    "optimizer.learning_rate": "lr_schedule.learning_rate",
+    "lr_schedule.learning_rate": "optimizer.learning_rate",
+}
 
 
 @dataclass(frozen=True)
@@ -201,10 +204,7 @@ def read_value(spot: Spot, text: Any) -> Any:
 
 def _choices(spot: Spot) -> list[Any]:
     return [
-        value
-        for _, branch in branches(spot.annotation)
-        if get_origin(branch) is Literal
-        for value in get_args(branch)
+        value for _, branch in branches(spot.annotation) if get_origin(branch) is Literal for value in get_args(branch)
     ]
 
 

@@ -97,7 +97,11 @@ def raise_problems(places: Places, problems: Iterable[Problem]) -> None:
             entries.append((2, "", 0, f"{key}{problem.message}"))
         elif place.flag:
             typed = place.flag.removeprefix("--options ")
-            shown = "" if typed.startswith(f"--{dotted(problem.path)}") or typed.startswith(f"{dotted(problem.path)}=") else key
+            shown = (
+                ""
+                if typed.startswith(f"--{dotted(problem.path)}") or typed.startswith(f"{dotted(problem.path)}=")
+                else key
+            )
             entries.append((3, "", 0, f"{place.flag}: {shown}{problem.message}"))
         else:
             own = place.file == places.file
@@ -237,5 +241,3 @@ def shown(value: Any) -> str:
     """A value as the message shows it: its repr, cut to one short line."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
-
-

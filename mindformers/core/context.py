@@ -205,9 +205,7 @@ def _ascend_config(options: Mapping[str, Any]) -> None:
         if key in setters:
             setters[key](value)
         else:
-            logger.warning(
-                "context.ascend_config.%s has no counterpart in MindSpore 2.10 and is ignored", key
-            )
+            logger.warning("context.ascend_config.%s has no counterpart in MindSpore 2.10 and is ignored", key)
 
 
 def _threads(options: Mapping[str, Any]) -> None:
@@ -246,9 +244,7 @@ def _apply(key: str, value: Any, options: Mapping[str, Any]) -> None:
     targets, setter = _SETTERS[key]
     if targets is not None and options["device_target"] not in targets:
         if value:
-            logger.debug(
-                "context.%s is for %s and is left out on %s", key, "/".join(targets), options["device_target"]
-            )
+            logger.debug("context.%s is for %s and is left out on %s", key, "/".join(targets), options["device_target"])
         return
     setter(options)
 
@@ -257,7 +253,8 @@ def _init_parallel(options: dict[str, Any], target: str) -> tuple[int, int]:
     if target == "CPU" and "MS_ROLE" not in os.environ:
         raise DeviceError(
             "use_parallel is True, but this process was not started as one of several ranks. Start it with "
-            "bash scripts/run_distribute.sh RANK_TABLE_FILE CONFIG [0,N] MODE, or run one process with --use_parallel False"
+            "bash scripts/run_distribute.sh RANK_TABLE_FILE CONFIG [0,N] MODE, or run one process with "
+            "--use_parallel False"
         )
     mode = _choice("parallel.parallel_mode", options.get("parallel_mode", 0), _PARALLEL_MODES)
     try:
@@ -267,7 +264,7 @@ def _init_parallel(options: dict[str, Any], target: str) -> tuple[int, int]:
     rank, size = ms.communication.get_rank(), ms.communication.get_group_size()
     if mode != "data_parallel" and target == "CPU":
         raise DeviceError(
-            f"parallel_mode {mode} needs an Ascend device; on CPU ranks can work in parallel.parallel_mode: 0 (data parallel)"
+            f"parallel_mode {mode} needs an Ascend device; on CPU: parallel.parallel_mode: 0 (data parallel)"
         )
     names = ("gradients_mean", "full_batch", "search_mode", "enable_parallel_optimizer", "enable_alltoall")
     wanted = {name: options[name] for name in names if options.get(name) is not None}

@@ -22,9 +22,7 @@ class CrossEntropyLoss(nn.Cell):
 
     def total(self, logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
         """Sum instead of mean; arguments as in construct."""
-        safe = ops.reshape(
-            labels * ops.cast(mask, ms.int32), (-1, 1)
-        )  # ignored labels may lie outside [0, V)
+        safe = ops.reshape(labels * ops.cast(mask, ms.int32), (-1, 1))  # ignored labels may lie outside [0, V)
         picked = self.gather(self.log_softmax(ops.cast(logits, ms.float32)), 1, safe)
         return -ops.reduce_sum(ops.reshape(picked, (-1,)) * mask)
 

@@ -46,9 +46,7 @@ class _WarmUpSchedule(LearningRateSchedule):
     they give the fp32 rate of the same shape.
     """
 
-    def __init__(
-        self, learning_rate: float, warmup_steps: int, total_steps: int | None, warmup_lr_init: float
-    ) -> None:
+    def __init__(self, learning_rate: float, warmup_steps: int, total_steps: int | None, warmup_lr_init: float) -> None:
         super().__init__()
         name = type(self).__name__
         self.learning_rate = _rate(name, "learning_rate", learning_rate)
@@ -117,9 +115,7 @@ class LinearWithWarmUpLR(_WarmUpSchedule):
         warmup_lr_init: rate at step 0.
     """
 
-    def __init__(
-        self, learning_rate: float, warmup_steps: int, total_steps: int, warmup_lr_init: float = 0.0
-    ) -> None:
+    def __init__(self, learning_rate: float, warmup_steps: int, total_steps: int, warmup_lr_init: float = 0.0) -> None:
         super().__init__(learning_rate, warmup_steps, total_steps, warmup_lr_init)
 
     def after_warmup(self, step: Tensor) -> Tensor:

@@ -129,10 +129,8 @@ class GenerationConfig:
             else:
                 known[name] = value
         if known.get("max_length") is not None:
-            if known.get("max_new_tokens") is not None and known != _DEFAULTS:
-                logger.info(
-                    "max_new_tokens %s wins over max_length %s", known["max_new_tokens"], known["max_length"]
-                )
+            if known.get("max_new_tokens") is not None:
+                logger.info("max_new_tokens %s wins over max_length %s", known["max_new_tokens"], known["max_length"])
             known.setdefault("max_new_tokens", None)
         self._assign(known)
         return unused

@@ -3,13 +3,13 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from difflib import get_close_matches
 from typing import Any
 
 from mindformers.errors import DataError
 from mindformers.models.special_tokens import SpecialTokensMixin
 from mindformers.models.tokenizer_files import PretrainedFilesMixin
 from mindformers.tools.logger import get_logger
+from mindformers.tools.utils import did_you_mean
 
 __all__ = ["BaseTokenizer", "BatchEncoding", "EncodeOptions", "SpecialTokensMixin", "Tokenizer"]
 
@@ -183,9 +183,7 @@ class BaseTokenizer(SpecialTokensMixin, PretrainedFilesMixin):
         option = EncodeOptions(padding=padding, **options)
         if isinstance(encoded_inputs, list | tuple):
             encoded_inputs = (
-                {key: [row[key] for row in encoded_inputs] for key in encoded_inputs[0]}
-                if encoded_inputs
-                else {}
+                {key: [row[key] for row in encoded_inputs] for key in encoded_inputs[0]} if encoded_inputs else {}
             )
         if "input_ids" not in encoded_inputs:
             raise DataError(f"pad needs 'input_ids'; given: {', '.join(encoded_inputs) or 'nothing'}")
@@ -224,9 +222,7 @@ class BaseTokenizer(SpecialTokensMixin, PretrainedFilesMixin):
             special = [0] * len(ids)
         limit = self.model_max_length
         if len(ids) > limit:
-            self._warn_once(
-                f"{len(ids)} tokens are more than the model's {limit}; use truncation=True to cut them"
-            )
+            self._warn_once(f"{len(ids)} tokens are more than the model's {limit}; use truncation=True to cut them")
         types = [0] * ends + [1] * (len(ids) - ends)
         row = {"input_ids": ids, "attention_mask": [1] * len(ids), "token_type_ids": types}
         return {**row, "special_tokens_mask": special, "length": len(ids)}
@@ -257,9 +253,7 @@ class BaseTokenizer(SpecialTokensMixin, PretrainedFilesMixin):
     def _length_limit(self, what: str, option: EncodeOptions) -> int:
         limit = option.max_length or self.model_max_length
         if limit >= VERY_LARGE:
-            raise DataError(
-                f"{what} needs max_length=N: this tokenizer has no model_max_length to fall back on"
-            )
+            raise DataError(f"{what} needs max_length=N: this tokenizer has no model_max_length to fall back on")
         return limit
 
     def _pad_batch(self, batch: BatchEncoding, option: EncodeOptions) -> None:
@@ -267,9 +261,7 @@ class BaseTokenizer(SpecialTokensMixin, PretrainedFilesMixin):
         if option.padding in (False, "do_not_pad") or not batch["input_ids"]:
             return
         if self.pad_token is None:
-            raise DataError(
-                "padding needs a pad token; set tokenizer.pad_token, for instance to tokenizer.unk_token"
-            )
+            raise DataError("padding needs a pad token; set tokenizer.pad_token, for instance to tokenizer.unk_token")
         if option.padding == "max_length":
             width = self._length_limit("padding='max_length'", option)
         else:
@@ -303,13 +295,9 @@ def _share_of_cut(first: int, second: int, excess: int, how: bool | str) -> tupl
     else:
         lead = min(excess, abs(first - second))  # level the longer one first
         rest = excess - lead
-        shares = (
-            (lead + rest // 2, rest - rest // 2) if first > second else (rest // 2, lead + rest - rest // 2)
-        )
+        shares = (lead + rest // 2, rest - rest // 2) if first > second else (rest // 2, lead + rest - rest // 2)
     if shares[0] > first or shares[1] > second:
-        raise DataError(
-            f"truncation={how!r} cannot cut {excess} tokens from texts of {first} and {second} tokens"
-        )
+        raise DataError(f"truncation={how!r} cannot cut {excess} tokens from texts of {first} and {second} tokens")
     return shares
 
 
@@ -368,8 +356,7 @@ def _to_tensors(batch: BatchEncoding, kind: str | None) -> BatchEncoding:
     except ValueError as error:
         lengths = sorted({len(row) for row in batch["input_ids"]})
         raise DataError(
-            f"rows of lengths {lengths} cannot form one tensor; pass padding=True (and truncation=True, "
-            "max_length=N)"
+            f"rows of lengths {lengths} cannot form one tensor; pass padding=True (and truncation=True, max_length=N)"
         ) from error
     if kind == "ms":
         from mindspore import Tensor
@@ -382,9 +369,7 @@ def check_names(what: str, given: Iterable[str], allowed: Sequence[str]) -> None
     """Raise for the first name that is not allowed, with the nearest allowed one."""
     for name in given:
         if name not in allowed:
-            near = get_close_matches(name, allowed, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise DataError(f"{what}: unknown option {name!r}.{hint} (allowed: {', '.join(allowed)})")
+            raise DataError(f"{what}: unknown option {name!r}.{did_you_mean(name, allowed)}")
 
 
 def _check_choice(name: str, value: Any, allowed: tuple[Any, ...]) -> None:

@@ -34,12 +34,8 @@ class SpecialTokensMixin:
             super().__setattr__(name, value)
             return
         values = value if name == "additional_special_tokens" else [value]
-        if not isinstance(values, list | tuple) or not all(
-            item is None or isinstance(item, str) for item in values
-        ):
-            raise DataError(
-                f"{name} must be a string (a list of strings for additional_special_tokens), got {value!r}"
-            )
+        if not isinstance(values, list | tuple) or not all(item is None or isinstance(item, str) for item in values):
+            raise DataError(f"{name} must be a string (a list of strings for additional_special_tokens), got {value!r}")
         if "" in values:
             raise DataError(f"{name} must not be empty")
         super().__setattr__(name, list(value) if name == "additional_special_tokens" else value)
@@ -72,9 +68,7 @@ class SpecialTokensMixin:
     def all_special_tokens(self) -> list[str]:
         """The special tokens in use, without repeats."""
         named = [getattr(self, name) for name in SPECIAL_TOKEN_NAMES]
-        return list(
-            dict.fromkeys(token for token in named + self.additional_special_tokens if token is not None)
-        )
+        return list(dict.fromkeys(token for token in named + self.additional_special_tokens if token is not None))
 
     @property
     def all_special_ids(self) -> list[int]:

@@ -11,6 +11,7 @@ import yaml
 
 from mindformers.errors import DataError
 from mindformers.tools.logger import get_logger
+from mindformers.tools.utils import listing
 
 __all__ = ["PretrainedFilesMixin", "write_atomically"]
 
@@ -60,17 +61,15 @@ class PretrainedFilesMixin:
         if not path.is_dir():
             raise DataError(f"no tokenizer directory {path}; give a directory that holds '{VOCAB_NAME}'")
         if not (path / VOCAB_NAME).is_file():
-            names = sorted(entry.name for entry in path.iterdir())
-            shown = ", ".join(names[:20]) + (f", ... ({len(names)} files)" if len(names) > 20 else "")
-            raise DataError(f"{path} holds no '{VOCAB_NAME}'. It holds: {shown or 'nothing'}")
+            names = listing(sorted(entry.name for entry in path.iterdir()))
+            raise DataError(f"{path} holds no '{VOCAB_NAME}'. It holds: {names or 'nothing'}")
         settings, added = _read_settings(path)
         tokenizer = cls(str(path / VOCAB_NAME), **{"name_or_path": str(path), **settings, **kwargs})
         for token, index in added.items():
             known = tokenizer.special_token_to_id.get(token)
             if known is not None and known != index:
                 raise DataError(
-                    f"{path}: token {token!r} is declared with id {index}, but the vocabulary gives it "
-                    f"{known}"
+                    f"{path}: token {token!r} is declared with id {index}, but the vocabulary gives it {known}"
                 )
         return tokenizer
 
@@ -101,17 +100,14 @@ class PretrainedFilesMixin:
         if file_format == "json":
             target = directory / HF_CONFIG_NAME
             content = (
-                json.dumps({"tokenizer_class": type(self).__name__, **settings}, indent=2, ensure_ascii=False)
-                + "\n"
+                json.dumps({"tokenizer_class": type(self).__name__, **settings}, indent=2, ensure_ascii=False) + "\n"
             )
         else:
             target = directory / f"{save_name}.yaml"
             document = _read_yaml(target) if target.exists() else {}
             section = {**settings, "vocab_file": VOCAB_NAME, "type": type(self).__name__}
             processor = {"type": "LlamaProcessor", **(document.get("processor") or {}), "tokenizer": section}
-            content = yaml.safe_dump(
-                {**document, "processor": processor}, sort_keys=False, allow_unicode=True
-            )
+            content = yaml.safe_dump({**document, "processor": processor}, sort_keys=False, allow_unicode=True)
         write_atomically(target, content.encode("utf-8"))
         return str(target), str(directory / VOCAB_NAME)
 
@@ -157,9 +153,7 @@ def _read_settings(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
             settings[name] = _token_text(settings[name], path)
     extra = [_token_text(entry, path) for entry in settings.get("additional_special_tokens", [])]
     named = {settings.get(name, default) for name, default in DEFAULT_TOKENS.items()}
-    extra += [
-        token for token in sorted(added, key=added.__getitem__) if token not in named and token not in extra
-    ]
+    extra += [token for token in sorted(added, key=added.__getitem__) if token not in named and token not in extra]
     if extra:
         settings["additional_special_tokens"] = extra
     return settings, added
@@ -188,9 +182,7 @@ def _yaml_settings(path: Path) -> dict[str, Any]:
             sections[file.name] = {name: value for name, value in section.items() if name in SETTINGS}
     first = next(iter(sections.values()), {})
     if any(section != first for section in sections.values()):
-        raise DataError(
-            f"{path}: the tokenizer sections of {', '.join(sections)} differ; keep one of these files"
-        )
+        raise DataError(f"{path}: the tokenizer sections of {', '.join(sections)} differ; keep one of these files")
     return first
 
 

@@ -28,9 +28,7 @@ def new_cache(
     shape = (batch_size * num_heads * length, head_dim)
     return ParameterTuple(
         [
-            Parameter(
-                initializer("zeros", shape, dtype), name=f"model.layers.{i}.{kind}", requires_grad=False
-            )
+            Parameter(initializer("zeros", shape, dtype), name=f"model.layers.{i}.{kind}", requires_grad=False)
             for i in range(num_layers)
         ]
     )
@@ -48,7 +46,5 @@ def cache_rows(positions: Tensor, num_heads: int, length: int) -> Tensor:
         (B*K*S,) int32 in the order of a (B, K, S, D) tensor.
     """
     batch_size = positions.shape[0]
-    heads = ops.reshape(
-        ops.arange(0, batch_size * num_heads, dtype=ms.int32) * length, (batch_size, num_heads, 1)
-    )
+    heads = ops.reshape(ops.arange(0, batch_size * num_heads, dtype=ms.int32) * length, (batch_size, num_heads, 1))
     return ops.reshape(heads + ops.expand_dims(positions, 1), (-1,))

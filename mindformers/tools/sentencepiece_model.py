@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mindformers.errors import DataError
+from mindformers.tools.utils import listing
 
 
 def load_sentencepiece(model_file: str | Path, **options: Any) -> Any:
@@ -22,15 +23,13 @@ def load_sentencepiece(model_file: str | Path, **options: Any) -> Any:
         DataError: the path is missing, a directory, empty, unreadable, or not a SentencePiece model.
     """
     if not isinstance(model_file, str | Path) or not str(model_file):
-        raise DataError(
-            f"vocab_file must be the path of a SentencePiece model (tokenizer.model), got {model_file!r}"
-        )
+        raise DataError(f"vocab_file must be the path of a SentencePiece model (tokenizer.model), got {model_file!r}")
     path = Path(model_file)
     if path.is_dir():
-        names = sorted(entry.name for entry in path.iterdir())[:20]
+        names = listing(sorted(entry.name for entry in path.iterdir()))
         raise DataError(
             f"{path} is a directory; give the SentencePiece model file itself. "
-            f"The directory holds: {', '.join(names) or 'nothing'}"
+            f"The directory holds: {names or 'nothing'}"
         )
     if not path.is_file():
         raise DataError(f"SentencePiece model not found: {path}. Llama 2 ships it as 'tokenizer.model'.")
@@ -50,9 +49,7 @@ def parse_sentencepiece(proto: bytes, name: str, **options: Any) -> Any:
     try:
         processor = sentencepiece.SentencePieceProcessor(model_proto=proto, **options)
     except TypeError as error:
-        raise DataError(
-            f"sentencepiece does not accept these options for {name}: {options} ({error})"
-        ) from error
+        raise DataError(f"sentencepiece does not accept these options for {name}: {options} ({error})") from error
     except RuntimeError as error:
         raise DataError(
             f"{name} ({len(proto)} bytes) is not a SentencePiece model, or is damaged. A Hugging Face "

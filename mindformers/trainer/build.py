@@ -87,9 +87,7 @@ def load_weights(network: nn.Cell, cfg: RunConfig, *, required: bool, rank: int 
     return path
 
 
-def build_training(
-    cfg: RunConfig, layout: OutputLayout, dataset: Any = None, eval_dataset: Any = None
-) -> TrainTask:
+def build_training(cfg: RunConfig, layout: OutputLayout, dataset: Any = None, eval_dataset: Any = None) -> TrainTask:
     """Dataset, network, optimizer, train cell and callbacks of a train or finetune run.
 
     Args:
@@ -269,8 +267,6 @@ def _profile_section(cfg: RunConfig) -> dict[str, Any]:
 
 def _eval_callback(cfg: RunConfig, network: nn.Cell, progress: TrainProgress, dataset: Any) -> EvalCallBack:
     cell = EvalCell(network)
-    callback = EvalCallBack(
-        lambda: evaluate(cfg, cell, dataset), cfg.eval_step_interval, cfg.eval_epoch_interval
-    )
+    callback = EvalCallBack(lambda: evaluate(cfg, cell, dataset), cfg.eval_step_interval, cfg.eval_epoch_interval)
     callback.bind(progress)
     return callback

@@ -37,9 +37,7 @@ class EvalCell(nn.Cell):
         return self.network.loss_and_count(*batch)
 
 
-def evaluate_dataset(
-    cell: EvalCell, dataset: Any, metric: Any, ignore_token_id: int, pad_token_id: int
-) -> dict:
+def evaluate_dataset(cell: EvalCell, dataset: Any, metric: Any, ignore_token_id: int, pad_token_id: int) -> dict:
     """Feed every batch to the metric.
 
     Args:

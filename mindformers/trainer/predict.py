@@ -31,9 +31,7 @@ def build_tokenizer(cfg: RunConfig) -> Any:
             "processor.tokenizer.vocab_file is not set: give the path of tokenizer.model, for example "
             "--processor.tokenizer.vocab_file path/to/tokenizer.model"
         )
-    return MindFormerRegister.get_instance_from_cfg(
-        {"type": section.type, **options}, MindFormerModuleType.TOKENIZER
-    )
+    return MindFormerRegister.get_instance_from_cfg({"type": section.type, **options}, MindFormerModuleType.TOKENIZER)
 
 
 def read_prompts(input_data: str | Sequence[str]) -> list[str]:
@@ -53,9 +51,7 @@ def read_prompts(input_data: str | Sequence[str]) -> list[str]:
         else:
             prompts.append(item)
     if not prompts or not all(prompt.strip() for prompt in prompts):
-        raise DataError(
-            "nothing to predict from: give --predict_data 'a text', several texts, or a file of texts"
-        )
+        raise DataError("nothing to predict from: give --predict_data 'a text', several texts, or a file of texts")
     return prompts
 
 
@@ -65,9 +61,7 @@ def generate_texts(network: nn.Cell, tokenizer: Any, prompts: Sequence[str], bat
     for start in range(0, len(prompts), batch_size):
         ids = [tokenizer(prompt)["input_ids"] for prompt in prompts[start : start + batch_size]]
         outputs = network.generate(ids)
-        results.append(
-            {RESULT_KEY: [tokenizer.decode(out.tolist(), skip_special_tokens=True) for out in outputs]}
-        )
+        results.append({RESULT_KEY: [tokenizer.decode(out.tolist(), skip_special_tokens=True) for out in outputs]})
     return results
 
 

@@ -30,9 +30,7 @@ class Trainer:
     Constructing one has no side effect; the device is set up by the first verb.
     """
 
-    def __init__(
-        self, args: RunConfig | str | Path, train_dataset: Any = None, eval_dataset: Any = None
-    ) -> None:
+    def __init__(self, args: RunConfig | str | Path, train_dataset: Any = None, eval_dataset: Any = None) -> None:
         self.config = args if isinstance(args, RunConfig) else load_config(args)
         self.train_dataset = _use_path(self.config.train_dataset, train_dataset, "train_dataset")
         self.eval_dataset = _use_path(self.config.eval_dataset, eval_dataset, "eval_dataset")
@@ -106,8 +104,6 @@ def _use_path(section: Any, dataset: Any, name: str) -> Any:
     if dataset is None or not isinstance(dataset, str | Path):
         return dataset
     if section is None:
-        raise ConfigError(
-            f"{name} is given as a path, but the config has no section {name} to say how to read it"
-        )
+        raise ConfigError(f"{name} is given as a path, but the config has no section {name} to say how to read it")
     section.data_loader.dataset_dir = str(dataset)
     return None

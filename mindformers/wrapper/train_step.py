@@ -25,8 +25,8 @@ class MFTrainOneStepCell(nn.Cell):
             tokens) / (their number), so how a batch is cut into micro batches does not change the result.
 
     Outputs of a call: (loss, overflow, loss_scale, learning_rate, grad_norm), scalars. ``loss`` is that of the whole
-    accumulated batch at its last micro step and of the batch so far before; ``grad_norm`` is measured before clipping and
-    0 inside an accumulation. A gradient that is not finite skips the update and sets ``overflow``.
+    accumulated batch at its last micro step and of the batch so far before; ``grad_norm`` is measured before
+    clipping and 0 inside an accumulation. A gradient that is not finite skips the update and sets ``overflow``.
     """
 
     def __init__(
@@ -89,12 +89,12 @@ class MFTrainOneStepCell(nn.Cell):
         (scaled, count), grads = self.grad_fn(batch, scale)
         total = scaled / scale * batch[0].size
         if self.accu_step == 0:
-            for accumulated, grad in zip(self.accu_grads, grads):
+            for accumulated, grad in zip(self.accu_grads, grads):  # noqa: B905 - graph mode knows no strict=
                 ops.assign(accumulated, ops.cast(grad, ms.float32))
             ops.assign(self.accu_loss, total)
             ops.assign(self.accu_tokens, count)
         else:
-            for accumulated, grad in zip(self.accu_grads, grads):
+            for accumulated, grad in zip(self.accu_grads, grads):  # noqa: B905 - graph mode knows no strict=
                 ops.assign_add(accumulated, ops.cast(grad, ms.float32))
             ops.assign_add(self.accu_loss, total)
             ops.assign_add(self.accu_tokens, count)
@@ -109,7 +109,7 @@ class MFTrainOneStepCell(nn.Cell):
         return self.accu_loss / safe_tokens, overflow, scale, lr, norm
 
     def _update(self, grads: tuple, factor: Tensor) -> tuple:
-        """Apply ``grads * factor`` unless they are not finite; gives overflow, norm of the product and the rate."""
+        """Apply ``grads * factor`` unless they are not finite; gives overflow, norm and learning rate."""
         norm = global_norm(grads) * factor
         overflow = ops.logical_not(ops.isfinite(norm))
         if self.use_clip_grad:

@@ -27,9 +27,7 @@ FLOATS = 1 << 19  # of each of ten arrays: 20 MB in all
 
 def state(step: int) -> dict[str, np.ndarray]:
     """Content that tells of which step it is, in every array."""
-    return {f"w{i}": np.full(FLOATS, step * 100 + i, np.float32) for i in range(10)} | {
-        "step": np.int32(step)
-    }
+    return {f"w{i}": np.full(FLOATS, step * 100 + i, np.float32) for i in range(10)} | {"step": np.int32(step)}
 
 
 def save_for_ever(layout: OutputLayout, fmt: str, step: int, report: int) -> None:
@@ -43,7 +41,7 @@ def save_for_ever(layout: OutputLayout, fmt: str, step: int, report: int) -> Non
 
 
 def check(layout: OutputLayout, at_least: int) -> None:
-    """The newest complete checkpoint loads, is not older than the last one reported, and holds its own values."""
+    """The newest complete checkpoint loads, is as new as the last one reported, and holds its values."""
     step = find_resume(layout).manifest.step
     assert step >= at_least, (step, at_least)
     for candidate in scan(layout.checkpoint_dir):

@@ -27,7 +27,9 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from mindformers.dataset.mindrecord import MindRecordWriter
 
     folder = tmp_path_factory.mktemp("run")
-    text = "\n".join(f"the {a} {b} sat on the {c}" for a in ("big", "small") for b in ("cat", "dog") for c in ("mat", "hat"))
+    text = "\n".join(
+        f"the {a} {b} sat on the {c}" for a in ("big", "small") for b in ("cat", "dog") for c in ("mat", "hat")
+    )
     (folder / "text.txt").write_text(text * 20, encoding="utf-8")
     sentencepiece.SentencePieceTrainer.train(
         input=str(folder / "text.txt"), model_prefix=str(folder / "tokenizer"), vocab_size=300, byte_fallback=True,
@@ -62,7 +64,12 @@ def command(folder: Path, *arguments: str) -> list[str]:
 def run(folder: Path, *arguments: str, code: int = 0) -> str:
     """Run the command in the folder; its combined output."""
     done = subprocess.run(
-        command(folder, *arguments), cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300
+        command(folder, *arguments),
+        cwd=folder,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=300,
     )
     assert done.returncode == code, done.stdout[-3000:]
     return done.stdout
@@ -106,7 +113,8 @@ def kill_after(folder: Path, step: int, *arguments: str) -> None:
     metrics = folder / arguments[arguments.index("--output_dir") + 1] / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not (metrics.exists() and f'"step": {step},' in metrics.read_text(encoding="utf-8")):
-        assert process.poll() is None and time.monotonic() < deadline, (folder / "killed.log").read_text()[-2000:]
+        assert process.poll() is None, (folder / "killed.log").read_text()[-2000:]
+        assert time.monotonic() < deadline
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()

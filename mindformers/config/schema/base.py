@@ -226,5 +226,3 @@ def by_type(kind: str, own: tuple[type[Component], ...], other: type[Component])
 def type_names(cls: type[Component]) -> tuple[str, ...]:
     """The values of ``type`` that a component stands for."""
     return getattr(cls.model_fields["type"].annotation, "__args__", ())
-
-

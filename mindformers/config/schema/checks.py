@@ -138,7 +138,9 @@ def launch_findings(cfg: "RunConfig") -> Iterator[Finding]:
     if cfg.run_mode == "eval":
         yield from _data("eval_dataset", cfg.eval_dataset.data_loader, "--eval_dataset_dir")
     if cfg.run_mode == "predict" and not cfg.input_data:
-        yield Finding("input_data", "run_mode predict needs prompts: --predict_data 'TEXT' ..., or a file", ("run_mode",))
+        yield Finding(
+            "input_data", "run_mode predict needs prompts: --predict_data 'TEXT' ..., or a file", ("run_mode",)
+        )
     if cfg.run_mode == "export":
         message = "run_mode export is for mindformers/tools/export.py; here: train, finetune, eval or predict"
         yield Finding("run_mode", message)

@@ -41,7 +41,9 @@ class DatasetSection(Section):
         description="Columns given to the model: input_ids, or input_ids and labels.",
     )
     seed: NonNegativeInt | None = Field(None, description="Seed of the record order; the run's seed if absent.")
-    num_parallel_workers: PositiveInt = Field(8, description="Threads that read and batch; at most one per core is used.")
+    num_parallel_workers: PositiveInt = Field(
+        8, description="Threads that read and batch; at most one per core is used."
+    )
     python_multiprocessing: bool = inert(False, "processes instead of threads", "the reader is not written in Python")
     drop_remainder: bool = Field(True, description="Leave out the last records that do not fill a batch.")
     batch_size: PositiveInt = inert(4, "records per batch", "runner_config.batch_size decides")

@@ -79,11 +79,14 @@ class LlamaModelConfig(Section):
     pad_token_id: NonNegativeInt = Field(0, description="Id that fills short sequences.")
     ignore_token_id: Int = Field(-100, description="Label that does not count in the loss.")
     max_position_embedding: PositiveInt | None = Field(
-        None, description="Longest position of the rotary table; the larger of seq_length and pretrain_seqlen if absent."
+        None,
+        description="Longest position of the rotary table; the larger of seq_length and pretrain_seqlen if absent.",
     )
     pretrain_seqlen: PositiveInt = Field(2048, description="Sequence length of pretraining, for extend_method.")
     extend_method: ExtendMethod = Field("None", description="Rotary extension beyond pretrain_seqlen: None, PI or NTK.")
-    scaling_factor: PositiveFloat = Field(1.0, description="Factor of PI and NTK; 1 takes seq_length / pretrain_seqlen.")
+    scaling_factor: PositiveFloat = Field(
+        1.0, description="Factor of PI and NTK; 1 takes seq_length / pretrain_seqlen."
+    )
     rope_theta: PositiveFloat = Field(10000.0, description="Base of the rotary frequencies (old name: theta).")
     tie_word_embeddings: bool = Field(False, description="Output layer and embedding share one weight.")
     initializer_range: PositiveFloat = Field(0.01, description="Standard deviation of new weights.")
@@ -193,5 +196,3 @@ class ModelSection(Section):
         for found in self.config.findings():
             involved = tuple(f"model_config.{key}" for key in found.involved)
             yield Finding(f"model_config.{found.key}", found.message, involved)
-
-

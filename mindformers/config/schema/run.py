@@ -113,7 +113,9 @@ class RunConfig(Section):
     lr_scale: bool = inert(False, "learning rate times global batch / lr_scale_factor", "the rate is used as written")
     lr_scale_factor: PositiveInt = inert(256, "divisor of lr_scale", "the rate is used as written")
     remote_save_url: str | None = inert(
-        "Please input obs url on AICC platform.", "address in Huawei's object store", "only ObsMonitor's target_dir is used"
+        "Please input obs url on AICC platform.",
+        "address in Huawei's object store",
+        "only ObsMonitor's target_dir is used",
     )
 
     _warnings: list[str] = PrivateAttr(default_factory=list)

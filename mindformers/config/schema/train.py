@@ -103,11 +103,15 @@ class _WarmUp(Component):
     learning_rate: NonNegativeFloat | None = Field(
         None, description="Highest learning rate; the optimizer's if absent. Where both stand they must agree."
     )
-    warmup_steps: NonNegativeInt | None = Field(None, description="Optimizer steps of rising learning rate; 0 if absent.")
+    warmup_steps: NonNegativeInt | None = Field(
+        None, description="Optimizer steps of rising learning rate; 0 if absent."
+    )
     warmup_ratio: Fraction | None = Field(None, description="Share of the run spent rising, instead of warmup_steps.")
     warmup_epochs: NonNegativeFloat | None = Field(None, description="Epochs spent rising, instead of warmup_steps.")
     warmup_lr_init: NonNegativeFloat = Field(0.0, description="Learning rate at step 0.")
-    total_steps: int = Field(-1, ge=-1, description="Optimizer steps of the whole schedule; -1 is the length of the run.")
+    total_steps: int = Field(
+        -1, ge=-1, description="Optimizer steps of the whole schedule; -1 is the length of the run."
+    )
 
     def findings(self) -> Iterator[Finding]:
         """One way to give the warm-up, and a sensible length."""
@@ -165,7 +169,9 @@ class WarmUpDecayLR(Component):
     """Rises, then falls over a fixed number of steps."""
 
     type: Literal["WarmUpDecayLR"] = Field(description="Class of the schedule.")
-    learning_rate: NonNegativeFloat | None = Field(None, description="Highest learning rate; the optimizer's if absent.")
+    learning_rate: NonNegativeFloat | None = Field(
+        None, description="Highest learning rate; the optimizer's if absent."
+    )
     end_learning_rate: NonNegativeFloat = Field(0.0, description="Lowest learning rate.")
     warmup_steps: NonNegativeInt = Field(0, description="Optimizer steps of rising learning rate.")
     decay_steps: PositiveInt = Field(description="Optimizer steps from the first to the lowest learning rate.")

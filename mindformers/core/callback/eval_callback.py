@@ -22,9 +22,7 @@ class EvalCallBack(Callback):
     In sink mode a step is seen only at the end of a sink: an interval that ends inside one is evaluated there.
     """
 
-    def __init__(
-        self, eval_func: Callable[[], Any], step_interval: int = 100, epoch_interval: int = -1
-    ) -> None:
+    def __init__(self, eval_func: Callable[[], Any], step_interval: int = 100, epoch_interval: int = -1) -> None:
         super().__init__()
         self.eval_func = eval_func
         self.step_interval = step_interval

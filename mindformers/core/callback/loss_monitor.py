@@ -30,8 +30,8 @@ class MFLossMonitor(Callback):
         learning_rate: not needed any more, the train step reports it; kept for old configs.
         per_print_times: optimizer steps between two lines.
         micro_batch_num, micro_batch_interleave_num: the loss of a pipeline's step is divided by their product.
-        origin_epochs, dataset_size, initial_epoch, global_batch_size: shape of the run for scripts that use the callback
-            without the Trainer; the Trainer gives it with :meth:`bind`.
+        origin_epochs, dataset_size, initial_epoch, global_batch_size: shape of the run for scripts that use the
+            callback without the Trainer; the Trainer gives it with :meth:`bind`.
         tensorboard: write the values for TensorBoard too (extra ``tensorboard``).
     """
 
@@ -86,9 +86,7 @@ class MFLossMonitor(Callback):
         if self._progress is None:
             epochs, size, initial, batch = self._shape
             size = size or params.batch_num
-            self._progress = TrainProgress(
-                size, epochs or params.epoch_num, batch or 1, 0, start_step=initial * size
-            )
+            self._progress = TrainProgress(size, epochs or params.epoch_num, batch or 1, 0, start_step=initial * size)
         if self._metrics_file is not None:
             _cut(self._metrics_file, self._progress.start_step)
         if self.tensorboard and self._rank == 0:
@@ -109,10 +107,7 @@ class MFLossMonitor(Callback):
         if self._first_time is None:
             self._note_first_step(step)
             self._report(step, values, self._last_time - self._started)
-        elif (
-            step // self.per_print_times > self._last_step // self.per_print_times
-            or step == progress.total_steps
-        ):
+        elif step // self.per_print_times > self._last_step // self.per_print_times or step == progress.total_steps:
             now = time.perf_counter()
             self._report(step, values, (now - self._last_time) / (step - self._last_step))
             self._last_time, self._last_step = now, step
@@ -142,8 +137,8 @@ class MFLossMonitor(Callback):
         last = f"The last good checkpoint is {saved}" if saved else "No checkpoint was saved before it"
         raise TrainingError(
             f"the loss is {values['loss']} at step {step}. {last}. Try a lower optimizer.learning_rate, a longer "
-            "lr_schedule.warmup_ratio, runner_wrapper.use_clip_grad: True, float32 in place of float16, and look at the data "
-            "of this step"
+            "lr_schedule.warmup_ratio, runner_wrapper.use_clip_grad: True, float32 in place of float16, and look "
+            "at the data of this step"
         )
 
     def _report(self, step: int, values: dict[str, float], seconds: float) -> None:
@@ -191,7 +186,7 @@ def _tensorboard_writer(metrics_file: Path | None, start_step: int) -> Any:
         from tensorboardX import SummaryWriter
     except ImportError as error:
         raise ConfigError(
-            "MFLossMonitor.tensorboard is True but tensorboardX is not installed: pip install 'mindformers[tensorboard]'"
+            "MFLossMonitor.tensorboard is True but tensorboardX is missing: pip install 'mindformers[tensorboard]'"
         ) from error
     folder = (metrics_file.parent if metrics_file else Path("output")) / "tensorboard"
     return SummaryWriter(str(folder), purge_step=start_step + 1 if start_step else None)

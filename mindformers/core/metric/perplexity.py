@@ -39,8 +39,6 @@ class PerplexityMetric:
             DataError: there was no label token at all.
         """
         if not self.num_tokens:
-            raise DataError(
-                "perplexity of no token: every label of the evaluation data is padding or ignored"
-            )
+            raise DataError("perplexity of no token: every label of the evaluation data is padding or ignored")
         loss = self.total / self.num_tokens
         return {"loss": loss, "PPL": math.exp(min(loss, 700.0))}

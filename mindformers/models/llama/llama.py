@@ -10,7 +10,9 @@ from typing import Any
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
+from mindformers.checkpoint.load import load_into, read_checkpoint, resolve_checkpoint
 from mindformers.core.loss import CrossEntropyLoss
+from mindformers.generation import GeneratorMixin
 from mindformers.models.llama.llama_config import LlamaConfig
 from mindformers.models.llama.llama_layer import LlamaEmbedding, RotaryTables, rotary_frequencies
 from mindformers.models.llama.llama_transformer import LlamaDecodeLayer
@@ -90,7 +92,7 @@ class LlamaModel(nn.Cell):
         Returns:
             (T, H) in compute_dtype.
         """
-        b, s = tokens.shape
+        b = tokens.shape[0]
         embedded = self.tok_embeddings(tokens) if input_embeds is None else input_embeds
         h = ops.reshape(ops.cast(embedded, self.compute_dtype), (-1, self.hidden_size))  # (T, H)
         tables = self.rotary_tables(positions, self.num_heads, self.num_kv_heads)
@@ -107,11 +109,12 @@ class LlamaModel(nn.Cell):
 
 
 @MindFormerRegister.register(MindFormerModuleType.MODELS)
-class LlamaForCausalLM(nn.Cell):
+class LlamaForCausalLM(nn.Cell, GeneratorMixin):
     """Llama with the language modelling head.
 
     Args:
-        config: the model's configuration.
+        config: the model's configuration. Weights are loaded from its ``checkpoint_name_or_path`` when that is set;
+            without it they are random.
     """
 
     def __init__(self, config: LlamaConfig) -> None:
@@ -130,19 +133,22 @@ class LlamaForCausalLM(nn.Cell):
         self.head_dtype = types["compute_dtype"]
         self.head_matmul = ops.MatMul(transpose_b=True)
         self.loss = CrossEntropyLoss()
-        self.use_past = config.use_past
         self.is_first_iteration = True
-        if self.use_past:
-            cache = (
-                config.num_layers,
-                config.batch_size,
-                config.num_kv_heads,
-                config.seq_length,
-                config.head_dim,
-            )
-            self.cache_length = config.seq_length
-            self.key_past = new_cache("key_past", *cache, self.head_dtype)
-            self.value_past = new_cache("value_past", *cache, self.head_dtype)
+        self.cache_length = 0
+        if config.checkpoint_name_or_path:
+            load_into(self, read_checkpoint(resolve_checkpoint(config.checkpoint_name_or_path)))
+
+    def allocate_cache(self) -> None:
+        """Give the model a key/value cache of its own, config.batch_size x config.seq_length.
+
+        Cached calls of construct, as an exported graph makes them, need it; ``generate`` does not: it keeps caches that
+        fit each request.
+        """
+        config = self.config
+        shape = (config.num_layers, config.batch_size, config.num_kv_heads, config.seq_length, config.head_dim)
+        self.key_past = new_cache("key_past", *shape, self.head_dtype)
+        self.value_past = new_cache("value_past", *shape, self.head_dtype)
+        self.cache_length = config.seq_length
 
     def construct(
         self,
@@ -167,8 +173,8 @@ class LlamaForCausalLM(nn.Cell):
                 needs none: the mask is causal).
             input_embeds: (B, S, H) used in place of the embedding of input_ids.
             init_reset: kept for callers of the old interface; the cache is overwritten, so nothing needs a reset.
-            batch_valid_length: int32 (B,) or (1, B), tokens of each sequence so far; selects the cached path of a
-                config with use_past. The flag ``is_first_iteration`` tells the prefill from a step.
+            batch_valid_length: int32 (B,) or (1, B), tokens of each sequence so far; selects the cached path, which
+                :meth:`allocate_cache` makes possible. The flag ``is_first_iteration`` tells the prefill from a step.
 
         Returns:
             Training: scalar fp32 loss. Evaluation: (logits fp32 (B, S, V), input_ids, mask fp32 (B, S)), mask 1 where
@@ -177,7 +183,7 @@ class LlamaForCausalLM(nn.Cell):
         if self.training:
             total, count = self.loss_and_count(input_ids, labels, position_ids, attention_mask, input_embeds)
             return total / ops.maximum(count, Tensor(1.0, ms.float32))
-        if self.use_past and batch_valid_length is not None:
+        if self.cache_length and batch_valid_length is not None:
             valid = ops.reshape(batch_valid_length, (-1,))
             caches = (self.key_past, self.value_past, self.cache_length)
             if self.is_first_iteration:

@@ -131,9 +131,7 @@ class LlamaTokenizer(BaseTokenizer):
             pieces += [part] if is_special else self.sp_model.encode(part, out_type=str)
         return pieces
 
-    def build_inputs_with_special_tokens(
-        self, first: list[int], second: list[int] | None = None
-    ) -> list[int]:
+    def build_inputs_with_special_tokens(self, first: list[int], second: list[int] | None = None) -> list[int]:
         """``[bos] first [eos]`` and then the same for the second, as the two ``add_`` settings say."""
         bos = [self.bos_token_id] if self.add_bos_token else []
         eos = [self.eos_token_id] if self.add_eos_token else []
@@ -191,9 +189,7 @@ class LlamaTokenizer(BaseTokenizer):
         decoder = IncrementalDecoder(self, skip_special_tokens)
         text = decoder.put(plain) + decoder.flush()
         clean = (
-            self.clean_up_tokenization_spaces
-            if clean_up_tokenization_spaces is None
-            else clean_up_tokenization_spaces
+            self.clean_up_tokenization_spaces if clean_up_tokenization_spaces is None else clean_up_tokenization_spaces
         )
         if clean:
             for spaced, joined in _CLEAN_UP.items():
@@ -207,9 +203,7 @@ class LlamaTokenizer(BaseTokenizer):
         clean_up_tokenization_spaces: bool | None = None,
     ) -> list[str]:
         """:meth:`decode` of each row."""
-        return [
-            self.decode(row, skip_special_tokens, clean_up_tokenization_spaces) for row in to_plain(sequences)
-        ]
+        return [self.decode(row, skip_special_tokens, clean_up_tokenization_spaces) for row in to_plain(sequences)]
 
     # ---------------------------------------------------------------- what IncrementalDecoder asks for
     def to_id_list(self, ids: Any) -> list[int]:
@@ -219,9 +213,7 @@ class LlamaTokenizer(BaseTokenizer):
         limit = len(self)
         for index in values:
             if isinstance(index, bool) or not isinstance(index, int):
-                raise DataError(
-                    f"a token id must be an integer, got {type(index).__name__}: {repr(index)[:80]}"
-                )
+                raise DataError(f"a token id must be an integer, got {type(index).__name__}: {repr(index)[:80]}")
             if not 0 <= index < limit:
                 hint = " (labels mark ignored positions so: leave them out first)" if index == -100 else ""
                 raise DataError(
@@ -242,9 +234,7 @@ class LlamaTokenizer(BaseTokenizer):
         """Piece to byte value, for models with byte fallback."""
         found = {f"<0x{value:02X}>": value for value in range(256)}
         return {
-            piece: value
-            for piece, value in found.items()
-            if self.sp_model.is_byte(self.sp_model.piece_to_id(piece))
+            piece: value for piece, value in found.items() if self.sp_model.is_byte(self.sp_model.piece_to_id(piece))
         }
 
     @cached_property
@@ -253,18 +243,13 @@ class LlamaTokenizer(BaseTokenizer):
         model = self.sp_model
         for index in range(self.vocab_size):
             if not (
-                model.is_unknown(index)
-                or model.is_control(index)
-                or model.is_byte(index)
-                or model.is_unused(index)
+                model.is_unknown(index) or model.is_control(index) or model.is_byte(index) or model.is_unused(index)
             ):
                 piece = model.id_to_piece(index)
                 text = model.decode([piece])
                 if text:
                     return piece, text
-        raise DataError(
-            f"the SentencePiece model {self.vocab_file} has no ordinary piece, so it cannot decode text"
-        )
+        raise DataError(f"the SentencePiece model {self.vocab_file} has no ordinary piece, so it cannot decode text")
 
     # ---------------------------------------------------------------- saving
     def settings(self) -> dict[str, Any]:

@@ -176,9 +176,7 @@ def test_async_save_writes_the_values_of_its_own_step(tmp_path, monkeypatch):
     gate.set()
     run.monitor.on_train_end(run.context)
     params = read_checkpoint(run.layout.step_file("CKP", 1, 1))
-    np.testing.assert_array_equal(
-        params["model.a.weight"].asnumpy(), small_state()["model.a.weight"].asnumpy()
-    )
+    np.testing.assert_array_equal(params["model.a.weight"].asnumpy(), small_state()["model.a.weight"].asnumpy())
     assert run.saved() == ["1_1"]
 
 

@@ -74,7 +74,9 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("schedule", "formula"), CASES, ids=[type(c[0]).__name__ + str(i) for i, c in enumerate(CASES)])
+@pytest.mark.parametrize(
+    ("schedule", "formula"), CASES, ids=[type(c[0]).__name__ + str(i) for i, c in enumerate(CASES)]
+)
 def test_closed_form_at_every_step(schedule, formula):
     steps = range(TOTAL + 15)
     # the third cycle boundary of a restart falls between steps, so rounding cannot land on the other side of a jump

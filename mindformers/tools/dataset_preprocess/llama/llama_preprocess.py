@@ -78,16 +78,12 @@ def convert_wiki(job: Job, output: DatasetOutput) -> Counts:
             yield block.ids
 
     rest: list[int] = []
-    for records in fixed_length_records(
-        repeated(tokens(), job.repeat, output.folder), job.record_length, rest
-    ):
+    for records in fixed_length_records(repeated(tokens(), job.repeat, output.folder), job.record_length, rest):
         counts.records += len(records)
         output.write(input_ids=records)
     counts.dropped_tokens = rest[0]
     if not counts.tokens:
-        raise DataError(
-            f"no text to convert in {_names(job.inputs)}: {counts.headings} headings and no paragraphs"
-        )
+        raise DataError(f"no text to convert in {_names(job.inputs)}: {counts.headings} headings and no paragraphs")
     if not counts.records:
         raise DataError(
             f"{_names(job.inputs)}: {counts.tokens} tokens do not fill one record of {job.record_length} "
@@ -150,9 +146,7 @@ def input_files(patterns: list[str]) -> list[str]:
         names = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern, recursive=True))
         files = [name for name in names if os.path.isfile(name)]
         if not files:
-            what = (
-                "is a folder; give its files, for instance" if os.path.isdir(pattern) else "matches no file"
-            )
+            what = "is a folder; give its files, for instance" if os.path.isdir(pattern) else "matches no file"
             example = f" '{os.path.join(pattern, '*.txt')}'" if os.path.isdir(pattern) else ""
             raise DataError(f"--input_glob {pattern} {what}{example} (current folder: {os.getcwd()})")
         found.update(dict.fromkeys(files))
@@ -175,9 +169,7 @@ def _positive(text: str) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description="Turn text into MindRecord files for Llama.", allow_abbrev=False
-    )
+    parser = argparse.ArgumentParser(description="Turn text into MindRecord files for Llama.", allow_abbrev=False)
     add = parser.add_argument
     add("--dataset_type", choices=sorted(DATASET_TYPES), default="wiki", help="kind of text (default: wiki)")
     add(

@@ -56,9 +56,7 @@ class DatasetOutput:
         if not os.access(target.parent, os.W_OK | os.X_OK):
             raise DataError(f"no permission to write in the folder {target.parent}")
         for left in target.parent.glob(f".{target.name}.*.tmp"):
-            logger.warning(
-                "%s was left behind by a run that was killed; delete it when no other run uses it", left
-            )
+            logger.warning("%s was left behind by a run that was killed; delete it when no other run uses it", left)
 
     def __enter__(self) -> "DatasetOutput":
         folder = tempfile.mkdtemp(prefix=f".{self.path.name}.", suffix=".tmp", dir=self.path.parent)
@@ -90,9 +88,7 @@ class DatasetOutput:
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
         paths = mindrecord_names(self.path, self._num_files)
-        for (
-            path
-        ) in paths:  # a new file beside an old index would be read wrongly; without an index it is refused
+        for path in paths:  # a new file beside an old index would be read wrongly; without an index it is refused
             Path(f"{path}.db").unlink(missing_ok=True)
             os.replace(self.folder / Path(path).name, path)
             os.replace(self.folder / f"{Path(path).name}.db", f"{path}.db")

@@ -51,9 +51,7 @@ class TokenizerFile:
         """
         model = load_sentencepiece(path)
         if model.bos_id() < 0 or model.eos_id() < 0:
-            raise DataError(
-                f"{path} defines no bos or eos piece; Llama needs both (train it with bos_id=1, eos_id=2)"
-            )
+            raise DataError(f"{path} defines no bos or eos piece; Llama needs both (train it with bos_id=1, eos_id=2)")
         digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
         return cls(str(path), model.get_piece_size(), model.bos_id(), model.eos_id(), digest)
 
@@ -91,9 +89,7 @@ def tokenize_blocks(
 
 
 @contextmanager
-def _submitter(
-    model_file: str, num_workers: int
-) -> Iterator[Callable[[str, Splitter], "Future[TokenBlock]"]]:
+def _submitter(model_file: str, num_workers: int) -> Iterator[Callable[[str, Splitter], "Future[TokenBlock]"]]:
     """The function that hands one block to a worker."""
     executor: Executor
     if num_workers == 1:

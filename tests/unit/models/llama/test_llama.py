@@ -51,9 +51,7 @@ def test_tied_embeddings_have_no_head() -> None:
     ("hidden", "multiplier", "ffn"), [(4096, None, 11008), (5120, None, 13824), (8192, 1.3, 28672)]
 )
 def test_feed_forward_width_of_the_published_sizes(hidden: int, multiplier: float | None, ffn: int) -> None:
-    config = LlamaConfig(
-        hidden_size=hidden, num_heads=hidden // 128, ffn_dim_multiplier=multiplier, multiple_of=256
-    )
+    config = LlamaConfig(hidden_size=hidden, num_heads=hidden // 128, ffn_dim_multiplier=multiplier, multiple_of=256)
     assert config.ffn_size == ffn
 
 
@@ -84,9 +82,7 @@ def test_half_precision_in_one_place_changes_little_but_something(field: str) ->
     ids = records(False)[:, :-1]
     exact = logits_of(build(), ids)
     half = LlamaForCausalLM(tiny_config("gqa", **{field: "float16"}))
-    ms.load_param_into_net(
-        half, {p.name: ms.Parameter(p.astype(ms.float32)) for p in build().get_parameters()}
-    )
+    ms.load_param_into_net(half, {p.name: ms.Parameter(p.astype(ms.float32)) for p in build().get_parameters()})
     error = np.abs(logits_of(half.set_train(False), ids) - exact).max()
     assert 0 < error < 1e-2
 
@@ -98,9 +94,7 @@ def test_bfloat16_on_cpu_is_refused_before_compiling() -> None:
 
 @pytest.mark.parametrize("method", ["None", "PI", "NTK"])
 def test_rotary_extension(method: str) -> None:
-    cos, sin = rotary_frequencies(
-        8, 10000.0, 64, pretrain_length=16, extend_method=method, scaling_factor=1.0
-    )
+    cos, sin = rotary_frequencies(8, 10000.0, 64, pretrain_length=16, extend_method=method, scaling_factor=1.0)
     theta = 40000.0 if method == "NTK" else 10000.0
     position = 50 / 4 if method == "PI" else 50
     angles = [position / theta ** (2 * i / 8) for i in range(4)]
@@ -124,6 +118,7 @@ def test_input_position_picks_rows() -> None:
 
 def test_cached_calls_equal_the_full_forward() -> None:
     network, ids = build(use_past=True, batch_size=2), records(False)[:, :-1]
+    network.allocate_cache()
     full = logits_of(network, ids)
     valid = np.array([5, 9], np.int32)
     first = network(Tensor(ids), None, None, None, None, None, Tensor([False]), Tensor(valid)).asnumpy()
