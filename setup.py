@@ -47,9 +47,7 @@ class BuildWithConfigs(build_py):
         if self.editable_mode:
             return
         target = Path(self.build_lib) / "mindformers" / "_configs"
-        shutil.rmtree(
-            target, ignore_errors=True
-        )  # a file removed from configs/ must not survive in an old build/
+        shutil.rmtree(target, ignore_errors=True)  # a file removed from configs/ must not survive in an old build/
         for source in sorted((ROOT / "configs").rglob("*.yaml")):
             copy = target / source.relative_to(ROOT / "configs")
             copy.parent.mkdir(parents=True, exist_ok=True)

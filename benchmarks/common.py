@@ -1,167 +1,217 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all benchmarks share: the models, the peers in processes of their own, medians and ratios, the memory limit.
+"""What the benchmarks share: model sizes, workers measured in turn, the machine's limits, JSON lines.
 
-A measurement runs ours and the peer in turn, so that a busy moment of the machine hits both, and compares them pair by
-pair. Both sides are worker processes that speak JSON lines on standard input and output.
+A peer and we run in processes of our own that take turns, one stopped while the other runs: a shared machine drifts by
+a factor of two within minutes, so only the ratio of neighbouring rounds means anything.
 """
 
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 REPO = Path(__file__).resolve().parent.parent
+THREADS = 2
 
-
-@dataclass(frozen=True)
-class Model:
-    """Shape of a benchmark model; batch_size is that of training."""
-
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    seq_length: int
-    batch_size: int
-    vocab_size: int = 32000
-
-    @property
-    def layer_weights(self) -> int:
-        """Weights of all decoder layers, without norms."""
-        kv_width = self.hidden_size // self.num_heads * self.num_kv_heads
-        attention = 2 * self.hidden_size * (self.hidden_size + kv_width)
-        return self.num_layers * (attention + 3 * self.hidden_size * self.intermediate_size)
-
-    @property
-    def head_weights(self) -> int:
-        """Weights of the output layer; the embedding has as many."""
-        return self.hidden_size * self.vocab_size
-
-
-MODELS = {
-    "T": Model(256, 688, 4, 4, 4, 256, 4),
-    "S": Model(288, 768, 6, 6, 6, 256, 4),
-    "M": Model(1024, 2816, 12, 16, 4, 512, 2),
+# name -> sizes in the words of transformers' LlamaConfig, sequence length and batch size of training
+MODELS: dict[str, dict[str, int]] = {
+    "T": {
+        "hidden": 256,
+        "ffn": 688,
+        "layers": 4,
+        "heads": 4,
+        "kv_heads": 4,
+        "vocab": 32000,
+        "seq": 256,
+        "batch": 4,
+    },
+    "S": {
+        "hidden": 288,
+        "ffn": 768,
+        "layers": 6,
+        "heads": 6,
+        "kv_heads": 6,
+        "vocab": 32000,
+        "seq": 256,
+        "batch": 4,
+    },
+    "M": {
+        "hidden": 1024,
+        "ffn": 2816,
+        "layers": 12,
+        "heads": 16,
+        "kv_heads": 4,
+        "vocab": 32000,
+        "seq": 512,
+        "batch": 2,
+    },
 }
 
 
+def our_config(name: str, **changes: Any) -> Any:
+    """The LlamaConfig of a model size, fp32 everywhere."""
+    from mindformers.models.llama.llama_config import LlamaConfig
+
+    size = MODELS[name]
+    kinds = (
+        "compute_dtype",
+        "param_init_type",
+        "layernorm_compute_type",
+        "softmax_compute_type",
+        "rotary_dtype",
+    )
+    fields = {
+        "hidden_size": size["hidden"],
+        "intermediate_size": size["ffn"],
+        "num_layers": size["layers"],
+        "num_heads": size["heads"],
+        "n_kv_heads": size["kv_heads"],
+        "vocab_size": size["vocab"],
+        "seq_length": size["seq"],
+        "pretrain_seqlen": size["seq"],
+        **dict.fromkeys(kinds, "float32"),
+    }
+    return LlamaConfig(**{**fields, **changes})
+
+
+def peer_model(name: str) -> Any:
+    """transformers' LlamaForCausalLM of a model size, fp32, on THREADS threads."""
+    import torch
+    import transformers
+
+    torch.set_num_threads(THREADS)
+    torch.manual_seed(0)
+    size = MODELS[name]
+    config = transformers.LlamaConfig(
+        hidden_size=size["hidden"],
+        intermediate_size=size["ffn"],
+        num_hidden_layers=size["layers"],
+        num_attention_heads=size["heads"],
+        num_key_value_heads=size["kv_heads"],
+        vocab_size=size["vocab"],
+        max_position_embeddings=size["seq"],
+        attn_implementation="sdpa",
+        eos_token_id=None,
+        bos_token_id=1,
+        pad_token_id=0,
+    )
+    return transformers.LlamaForCausalLM(config)
+
+
+def num_parameters(name: str) -> tuple[int, int]:
+    """All parameters, and those in matrix products (all but the embedding)."""
+    m = MODELS[name]
+    kv = m["hidden"] * m["kv_heads"] // m["heads"]
+    layer = 2 * m["hidden"] * (m["hidden"] + kv) + 3 * m["hidden"] * m["ffn"] + 2 * m["hidden"]
+    products = m["layers"] * layer + m["hidden"] + m["vocab"] * m["hidden"]
+    return products + m["vocab"] * m["hidden"], products
+
+
 class Worker:
-    """A process that answers one JSON line for each JSON line it is sent.
+    """A process that measures one round each time it is asked, and stands still in between.
 
     Args:
-        command: program and arguments, after the Python interpreter.
-
-    The first line it prints is its greeting (import and build times); what it writes to stderr is shown on failure.
+        script: file of the benchmark; it is started with ``arguments`` and must call :func:`serve`.
+        arguments: its command line.
     """
 
-    def __init__(self, command: Sequence[str]) -> None:
-        environment = {**os.environ, "PYTHONPATH": str(REPO), "MINDFORMERS_LOG_LEVEL": "WARNING"}
-        self._log = open(os.devnull, "w") if not os.environ.get("BENCH_VERBOSE") else sys.stderr  # noqa: SIM115
+    def __init__(self, script: str, arguments: Sequence[str]) -> None:
+        environment = os.environ | {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": str(THREADS)}
         self._process = subprocess.Popen(
-            [sys.executable, *command],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            text=True,
-            env=environment,
-        )
-        begin = time.perf_counter()
-        self.greeting = self._read()
-        self.greeting["ready_s"] = time.perf_counter() - begin
+            [sys.executable, script, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env=environment, cwd=REPO,
+        )  # fmt: skip
+        self.ready = self._answer()
+        self._process.send_signal(signal.SIGSTOP)
 
-    def ask(self, **request: Any) -> dict[str, Any]:
-        """Send a request, wait for the answer."""
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        return self._read()
-
-    def close(self) -> None:
-        """End the process."""
-        self._process.stdin.close()
-        self._process.wait(timeout=60)
-
-    def _read(self) -> dict[str, Any]:
+    def _answer(self) -> dict[str, Any]:
         for line in self._process.stdout:
             if line.startswith("{"):
                 return json.loads(line)
-        code = self._process.wait()
-        raise RuntimeError(f"{' '.join(self._process.args)} ended with code {code}; BENCH_VERBOSE=1 shows its messages")
+        raise RuntimeError(f"a worker ended with exit code {self._process.wait()}: {self._process.args}")
+
+    def round(self) -> dict[str, Any]:
+        """One measured round."""
+        self._process.send_signal(signal.SIGCONT)
+        self._process.stdin.write("round\n")
+        self._process.stdin.flush()
+        answer = self._answer()
+        self._process.send_signal(signal.SIGSTOP)
+        return answer
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.wait()
 
 
-@contextmanager
-def workers(commands: dict[str, Sequence[str]]) -> Iterator[dict[str, Worker]]:
-    """Named workers, one started after the other, ended at the end."""
-    started: dict[str, Worker] = {}
-    try:
-        for name, command in commands.items():
-            started[name] = Worker(command)
-        yield started
-    finally:
-        for worker in started.values():
-            worker.close()
+def serve(ready: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> None:
+    """Worker side: report ``ready``, then one ``measure()`` for every line on standard input."""
+    print(json.dumps(ready), flush=True)
+    for _ in sys.stdin:
+        print(json.dumps(measure()), flush=True)
 
 
-def serve(greeting: dict[str, Any], answer: Callable[..., dict[str, Any]]) -> None:
-    """The worker's side: greet, then answer requests until standard input ends."""
-    print(json.dumps(greeting), flush=True)
-    for line in sys.stdin:
-        print(json.dumps(answer(**json.loads(line))), flush=True)
+def take_turns(workers: Sequence[Worker], rounds: int) -> Iterator[list[dict[str, Any]]]:
+    """``rounds`` lists with one answer of each worker, measured one after the other."""
+    for _ in range(rounds):
+        yield [worker.round() for worker in workers]
 
 
-def interleave(peers: dict[str, Worker], repeats: int, **request: Any) -> dict[str, list[dict[str, Any]]]:
-    """The same request to each worker in turn, ``repeats`` times, after one round that is not counted."""
-    answers: dict[str, list[dict[str, Any]]] = {name: [] for name in peers}
-    for repeat in range(repeats + 1):
-        for name, worker in peers.items():
-            answer = worker.ask(**request)
-            if repeat:
-                answers[name].append(answer)
-    return answers
-
-
-def spread(values: Sequence[float], digits: int = 4) -> dict[str, float]:
-    """Smallest, median and largest value."""
-    return {
-        "min": round(min(values), digits),
-        "med": round(statistics.median(values), digits),
-        "max": round(max(values), digits),
-    }
-
-
-def paired_ratio(theirs: Sequence[float], ours: Sequence[float]) -> dict[str, float]:
-    """Spread of their time over ours, pair by pair: above 1 ours is faster."""
-    return spread([a / b for a, b in zip(theirs, ours, strict=True)], 3)
-
-
-def read_bandwidth(megabytes: int = 256, repeats: int = 7) -> float:
-    """Bytes per second that all cores together read from memory (best of several passes over a large array)."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    data = np.ones(megabytes * 2**20 // 4, np.float32)
-    parts = np.array_split(data, cores)
-    best = float("inf")
-    with ThreadPoolExecutor(cores) as pool:
-        for _ in range(repeats):
-            begin = time.perf_counter()
-            list(pool.map(lambda part: np.dot(part, part), parts))
-            best = min(best, time.perf_counter() - begin)
-    return data.nbytes / best
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Smallest, middle and largest value."""
+    return {"min": min(values), "median": statistics.median(values), "max": max(values)}
 
 
 def emit(record: dict[str, Any], path: str | None = None) -> None:
-    """Print a result as one JSON line; append it to a file as well."""
-    line = json.dumps(record)
-    print(line, flush=True)
+    """Print a record as one JSON line, and append it to a file."""
+    text = json.dumps({key: round(v, 6) if isinstance(v, float) else v for key, v in record.items()})
+    print(text, flush=True)
     if path:
         with open(path, "a", encoding="utf-8") as file:
-            file.write(line + "\n")
+            file.write(text + "\n")
+
+
+def peak_memory_mb() -> float:
+    """Largest resident size of this process so far."""
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def read_bandwidth(megabytes: int = 256, repeats: int = 3) -> float:
+    """Bytes a second that THREADS threads read from memory, the best of some repeats: the ceiling of decoding."""
+    parts = [np.ones(megabytes * 2**20 // 8 // THREADS) for _ in range(THREADS)]
+    best = 0.0
+    for _ in range(repeats):
+        threads = [threading.Thread(target=part.sum) for part in parts]
+        start = time.perf_counter()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        best = max(best, sum(part.nbytes for part in parts) / (time.perf_counter() - start))
+    return best
+
+
+def product_rate(size: int = 1536, repeats: int = 5) -> float:
+    """Floating point operations a second of MindSpore's own fp32 MatMul, the best of some: the ceiling of training."""
+    import mindspore as ms
+    from mindspore import Tensor, ops
+
+    a = Tensor(np.random.default_rng(0).standard_normal((size, size)), ms.float32)
+    product, best = ops.MatMul(), 0.0
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        product(a, a).asnumpy()
+        best = max(best, 2 * size**3 / (time.perf_counter() - start))
+    return best

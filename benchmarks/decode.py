@@ -1,177 +1,169 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Greedy decoding: ours beside PyTorch + transformers ``generate``, and beside the limit that memory sets.
+"""Greedy decoding beside PyTorch + transformers ``generate``.
 
-    python benchmarks/decode.py --models T S M --batch 1 8 --peer torch
+``python benchmarks/decode.py --models T S M --batch 1 8 --peer torch --json out.jsonl``
 
-One JSON line per model and batch: times of the whole call (prompt and new tokens), of the prompt alone and of the cold
-start, tokens per second, and the ratio of the peer's time to ours over interleaved pairs (above 1 ours is faster).
+Same sizes, fp32, prompts and number of new tokens in both (no end token). ``ratio`` is peer seconds over our seconds of a
+whole call, prompt and new tokens, the median over calls taken in turn: above 1 we are faster. Cold start is import,
+building the model and the first token, compiling included. The ceiling reads every weight and the filled part of the
+cache once per step at the memory bandwidth measured in the same run.
 """
 
 import argparse
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.common import MODELS, Model, emit, interleave, paired_ratio, read_bandwidth, serve, spread, workers
+from benchmarks.common import (
+    MODELS,
+    Worker,
+    emit,
+    num_parameters,
+    peak_memory_mb,
+    read_bandwidth,
+    serve,
+    spread,
+    take_turns,
+)
 
-
-def main() -> int:
-    """Measure, or act as a worker."""
-    args = _arguments()
-    if args.worker:
-        {"ours": _serve_ours, "torch": _serve_torch}[args.worker](MODELS[args.models[0]], args.threads)
-        return 0
-    bandwidth = read_bandwidth()
-    for name in args.models:
-        sides = ["ours"] + ([] if args.peer == "none" else [args.peer])
-        common = ["--models", name, "--threads", str(args.threads)]
-        commands = {side: [__file__, *common, "--worker", side] for side in sides}
-        with workers(commands) as peers:
-            for index, batch in enumerate(args.batch):
-                request = {"batch": batch, "prompt": args.prompt, "new": args.new}
-                firsts = {side: peer.ask(**{**request, "new": 1}) for side, peer in peers.items()}
-                answers = interleave(peers, args.reps, **request)
-                record = {"benchmark": "decode", "model": name, **request, "dtype": "float32", "reps": args.reps}
-                for side, worker in peers.items():
-                    record[side] = _summary(request, answers[side])
-                    if index == 0:
-                        start = worker.greeting
-                        cold = start["import_s"] + start["build_s"] + firsts[side]["seconds"]
-                        record[side]["cold_start_s"] = round(cold, 2)
-                if len(sides) == 2:
-                    times = {side: [answer["seconds"] for answer in answers[side]] for side in sides}
-                    record["ratio"] = paired_ratio(times[sides[1]], times["ours"])
-                limit = _ceiling(MODELS[name], batch, args.prompt + args.new / 2, bandwidth)
-                record["roofline"] = {"read_gb_s": round(bandwidth / 1e9, 1), "tok_s": round(limit, 1)}
-                record["of_roofline"] = round(record["ours"]["tok_s"] / limit, 3)
-                emit(record, args.json)
-    return 0
+Generate = Callable[[np.ndarray, int], int]
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Greedy decoding speed, ours beside transformers on PyTorch.")
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), help="shapes to measure")
-    parser.add_argument("--batch", nargs="+", type=int, default=[1, 8], help="prompts decoded together")
-    parser.add_argument("--peer", choices=("torch", "none"), default="torch", help="what to compare with")
-    parser.add_argument("--prompt", type=int, default=32, help="tokens of each prompt")
-    parser.add_argument("--new", type=int, default=128, help="tokens generated for each prompt")
-    parser.add_argument("--reps", type=int, default=5, help="interleaved repetitions that count")
-    parser.add_argument("--threads", type=int, default=2, help="threads of the peer; MindSpore takes all cores")
-    parser.add_argument("--json", help="file to append the JSON lines to")
-    parser.add_argument("--worker", choices=("ours", "torch"), help=argparse.SUPPRESS)
-    return parser.parse_args()
+def prompts_of(name: str, batch: int, length: int) -> np.ndarray:
+    """Random prompts (B, length)."""
+    return np.random.default_rng(0).integers(3, MODELS[name]["vocab"], (batch, length))
 
 
-def _summary(request: dict[str, int], answers: list[dict[str, float]]) -> dict[str, Any]:
-    seconds = spread([answer["seconds"] for answer in answers])
-    return {
-        "tok_s": round(request["batch"] * request["new"] / seconds["med"], 1),
-        "seconds": seconds,
-        "prefill_ms": spread([1e3 * answer["prefill"] for answer in answers], 2),
-    }
-
-
-def _ceiling(model: Model, batch: int, cached: float, bandwidth: float) -> float:
-    """Tokens per second when a step only reads every weight and the filled part of the cache once, in fp32."""
-    cache = 2 * model.num_layers * model.num_kv_heads * (model.hidden_size // model.num_heads) * cached * batch
-    return batch * bandwidth / (4 * (model.layer_weights + model.head_weights + cache))
-
-
-def _prompts(model: Model, batch: int, length: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(3, model.vocab_size, (batch, length))
-
-
-def _serve_ours(model: Model, threads: int) -> None:
-    begin = time.perf_counter()
+def our_generate(name: str) -> Generate:
+    """A function that generates and returns the number of tokens per row."""
     import mindspore as ms
 
+    from benchmarks.common import our_config
     from mindformers.models.llama.llama import LlamaForCausalLM
-    from mindformers.models.llama.llama_config import LlamaConfig
 
-    imported = time.perf_counter()
     ms.set_device("CPU")
     ms.set_context(mode=ms.GRAPH_MODE)
-    ms.set_seed(0)
-    net = LlamaForCausalLM(
-        LlamaConfig(
-            hidden_size=model.hidden_size,
-            intermediate_size=model.intermediate_size,
-            num_layers=model.num_layers,
-            num_heads=model.num_heads,
-            n_kv_heads=model.num_kv_heads,
-            vocab_size=model.vocab_size,
-            seq_length=model.seq_length,
-            compute_dtype="float32",
-            param_init_type="float32",
-        )
-    )
-    built = time.perf_counter()
+    network = LlamaForCausalLM(our_config(name))
+    settings = {"do_sample": False, "use_past": True, "eos_token_id": [], "repetition_penalty": 1.0}
 
-    def generate(prompts: np.ndarray, new: int) -> float:
-        start = time.perf_counter()
-        out = net.generate(
-            prompts.astype(np.int32), max_new_tokens=new, do_sample=False, use_past=True, eos_token_id=[]
-        )
-        seconds = time.perf_counter() - start
-        assert all(len(row) == prompts.shape[1] + new for row in out)
-        return seconds
+    def generate(prompts: np.ndarray, new: int) -> int:
+        return min(map(len, network.generate(prompts, max_new_tokens=new, **settings)))
 
-    _answer(model, generate, imported - begin, built - imported)
+    return generate
 
 
-def _serve_torch(model: Model, threads: int) -> None:
-    begin = time.perf_counter()
+def torch_generate(name: str) -> Generate:
+    """The same by PyTorch."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
 
-    imported = time.perf_counter()
-    torch.set_num_threads(threads)
-    torch.manual_seed(0)
-    net = LlamaForCausalLM(
-        LlamaConfig(
-            hidden_size=model.hidden_size,
-            intermediate_size=model.intermediate_size,
-            num_hidden_layers=model.num_layers,
-            num_attention_heads=model.num_heads,
-            num_key_value_heads=model.num_kv_heads,
-            vocab_size=model.vocab_size,
-            max_position_embeddings=model.seq_length,
-            attn_implementation="sdpa",
-            bos_token_id=1,
-            eos_token_id=None,
-            pad_token_id=0,
-        )
-    ).eval()
-    built = time.perf_counter()
+    from benchmarks.common import peer_model
 
-    def generate(prompts: np.ndarray, new: int) -> float:
-        ids = torch.tensor(prompts)
-        start = time.perf_counter()
+    model = peer_model(name).eval()
+
+    def generate(prompts: np.ndarray, new: int) -> int:
+        ids = torch.from_numpy(prompts)
         with torch.inference_mode():
-            out = net.generate(
-                ids, max_new_tokens=new, min_new_tokens=new, do_sample=False, attention_mask=torch.ones_like(ids)
-            )
-        seconds = time.perf_counter() - start
-        assert out.shape[1] == prompts.shape[1] + new
-        return seconds
+            settings = {"do_sample": False, "use_cache": True, "attention_mask": torch.ones_like(ids)}
+            return model.generate(ids, max_new_tokens=new, min_new_tokens=new, **settings).shape[1]
 
-    _answer(model, generate, imported - begin, built - imported)
+    return generate
 
 
-def _answer(model: Model, generate: Any, import_s: float, build_s: float) -> None:
-    def answer(batch: int, prompt: int, new: int) -> dict[str, float]:
-        prompts = _prompts(model, batch, prompt)
-        prefill = generate(prompts, 1)
-        return {"prefill": prefill, "seconds": prefill if new == 1 else generate(prompts, new)}
+def work(kind: str, name: str, batch: int, prompt: int, new: int) -> None:
+    """Worker: build, generate once to warm up, then measure a prompt alone and a whole call on request."""
+    begin = time.perf_counter()
+    generate = {"mindformers": our_generate, "torch": torch_generate}[kind](name)
+    prompts = prompts_of(name, batch, prompt)
+    generate(prompts, 1)
+    cold = time.perf_counter() - begin
+    generate(prompts, new)
 
-    serve({"import_s": import_s, "build_s": build_s}, answer)
+    def measure() -> dict:
+        start = time.perf_counter()
+        generate(prompts, 1)
+        middle = time.perf_counter()
+        length = generate(prompts, new)
+        seconds = time.perf_counter() - middle
+        if length != prompt + new:
+            raise RuntimeError(f"{kind} generated {length - prompt} tokens instead of {new}")
+        return {"seconds": seconds, "prefill_s": middle - start, "peak_mb": peak_memory_mb()}
+
+    serve({"cold_start_s": cold}, measure)
+
+
+def ceiling(name: str, batch: int, cached: float, bandwidth: float) -> float:
+    """Tokens a second when memory is the only limit.
+
+    Args:
+        name: model size.
+        batch: sequences decoded together.
+        cached: mean number of positions in the cache.
+        bandwidth: bytes a second.
+    """
+    size = MODELS[name]
+    _, products = num_parameters(name)
+    cache = 2 * size["layers"] * size["kv_heads"] * (size["hidden"] // size["heads"]) * cached * batch
+    return batch * bandwidth / (4 * (products + cache))
+
+
+def compare(name: str, batch: int, args: argparse.Namespace, bandwidth: float) -> None:
+    """Measure one model at one batch size and emit its record."""
+    kinds = ["mindformers"] + ([args.peer] if args.peer != "none" else [])
+    common = ["--models", name, "--batch", str(batch), "--prompt", str(args.prompt), "--new", str(args.new)]
+    workers: list[Worker] = []
+    try:
+        for kind in kinds:
+            workers.append(Worker(__file__, ["--worker", kind, *common]))
+        answers = list(take_turns(workers, args.reps))
+    finally:
+        for worker in workers:
+            worker.close()
+    record: dict[str, Any] = {"benchmark": "decode", "model": name, "batch": batch, "prompt": args.prompt}
+    record |= {"new": args.new, "reps": args.reps, "dtype": "float32"}
+    for index, kind in enumerate(kinds):
+        seconds = spread([answer[index]["seconds"] for answer in answers])
+        record |= {
+            f"{kind}_s": seconds,
+            f"{kind}_tokens_per_s": batch * args.new / seconds["median"],
+            f"{kind}_prefill_ms": spread([1e3 * answer[index]["prefill_s"] for answer in answers]),
+            f"{kind}_cold_start_s": workers[index].ready["cold_start_s"],
+            f"{kind}_peak_mb": answers[-1][index]["peak_mb"],
+        }
+    if args.peer != "none":
+        record["ratio"] = spread([theirs["seconds"] / ours["seconds"] for ours, theirs in answers])
+    limit = ceiling(name, batch, args.prompt + args.new / 2, bandwidth)
+    record["read_gb_per_s"] = bandwidth / 1e9
+    record["roofline_tokens_per_s"] = limit
+    record["share_of_roofline"] = record["mindformers_tokens_per_s"] / limit
+    emit(record, args.json)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=["T", "S", "M"])
+    parser.add_argument("--batch", nargs="+", type=int, default=[1, 8])
+    parser.add_argument("--peer", choices=["torch", "none"], default="torch")
+    parser.add_argument("--prompt", type=int, default=32, help="tokens of each prompt")
+    parser.add_argument("--new", type=int, default=128, help="tokens generated for each prompt")
+    parser.add_argument("--reps", type=int, default=5, help="measured calls, taken in turn")
+    parser.add_argument("--json", help="file the records are appended to")
+    parser.add_argument("--worker", choices=["mindformers", "torch"], help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        work(args.worker, args.models[0], args.batch[0], args.prompt, args.new)
+        return
+    bandwidth = read_bandwidth()
+    for name in args.models:
+        for batch in args.batch:
+            compare(name, batch, args, bandwidth)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

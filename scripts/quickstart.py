@@ -94,9 +94,7 @@ def run_command(words: tuple[str, ...], log: Path | None) -> int:
     print(f"  $ python {shlex.join(words)}", flush=True)
     pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} if log else {}
     pipe["env"] = os.environ | {"PYTHONUNBUFFERED": "1"}
-    child = subprocess.Popen(
-        [sys.executable, *words], cwd=REPO, text=True, encoding="utf-8", errors="replace", **pipe
-    )
+    child = subprocess.Popen([sys.executable, *words], cwd=REPO, text=True, encoding="utf-8", errors="replace", **pipe)
     try:
         if log:
             with open(REPO / log, "w", encoding="utf-8") as file:

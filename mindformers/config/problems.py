@@ -96,7 +96,7 @@ def raise_problems(places: Places, problems: Iterable[Problem]) -> None:
         if place is None:
             entries.append((2, "", 0, f"{key}{problem.message}"))
         elif place.flag:
-            typed = place.flag.removeprefix("--options ")
+            typed = place.flag.removeprefix("--options ").removeprefix("override ")
             shown = (
                 ""
                 if typed.startswith(f"--{dotted(problem.path)}") or typed.startswith(f"{dotted(problem.path)}=")

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import Tag
 from pydantic.fields import FieldInfo
 
-from mindformers.config.schema.base import OTHER, Section
+from mindformers.config.schema.base import OTHER, Section, default_section
 from mindformers.registry import ALIASES
 
 Path = tuple[str | int, ...]
@@ -70,11 +70,13 @@ def sections_in(annotation: Any) -> dict[str, type[Section]]:
 
 
 def choose_section(annotation: Any, value: Any) -> type[Section] | None:
-    """The section class a value belongs to: the only one, or the one its ``type`` names; None if it has none."""
+    """The section class a value belongs to: the only one, the one its ``type`` names, or the default; else None."""
     candidates = sections_in(annotation)
     if len(candidates) <= 1:
         return next(iter(candidates.values()), None)
-    name = value.get("type") if isinstance(value, Mapping) else getattr(value, "type", None)
+    if value is None or (isinstance(value, Mapping) and "type" not in value):
+        return default_section(section for tag, section in candidates.items() if tag != OTHER)
+    name = value["type"] if isinstance(value, Mapping) else getattr(value, "type", None)
     if not isinstance(name, str):
         return None
     names = {name, *(table[name] for table in ALIASES.values() if name in table)}

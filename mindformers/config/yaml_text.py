@@ -12,6 +12,8 @@ from mindformers.config.tree import Path
 from mindformers.errors import ConfigError
 
 _MAX_NODES = 20_000  # a config has some hundred; aliases of aliases can unfold into billions
+_MAX_DEPTH = 60
+_MAX_BYTES = 1_000_000
 _MERGE = "tag:yaml.org,2002:merge"
 _BOOL = {"true": True, "false": False}
 
@@ -20,6 +22,17 @@ class _Loader(yaml.SafeLoader):
     """YAML 1.2 scalars: 3e-4 is a number, ``yes`` and dates and 1:30 are text."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """As the parent class, with a limit on the depth: its recursion would end in the interpreter's."""
+        self.depth += 1
+        if self.depth > _MAX_DEPTH:
+            mark = self.peek_event().start_mark
+            raise yaml.composer.ComposerError(None, None, f"nested deeper than {_MAX_DEPTH} levels", mark)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 def _resolver(tag: str, pattern: str, first: str) -> None:
@@ -71,6 +84,8 @@ class Document:
         self._nodes += 1
         if self._nodes > _MAX_NODES:
             raise YamlProblem(Problem((), f"more than {_MAX_NODES} values: aliases that unfold without end?"))
+        if len(above) > _MAX_DEPTH:
+            raise YamlProblem(Problem((), f"nested deeper than {_MAX_DEPTH} levels by aliases"))
         if id(node) in above:
             self._problem(node, path, "an alias that contains itself")
             return None
@@ -116,6 +131,7 @@ class Document:
     def _scalar(self, node: yaml.ScalarNode, path: Path) -> Any:
         tag, text = node.tag.removeprefix("tag:yaml.org,2002:"), node.value
         try:
+            text.encode()  # half of a surrogate pair ("\ud800") could not be printed or written
             if tag == "str":
                 return text
             if tag == "null":
@@ -127,7 +143,7 @@ class Document:
             if tag == "float":
                 return float(re.sub(r"\.(inf|nan)$", r"\1", text, flags=re.IGNORECASE).replace("_", ""))
         except (ValueError, KeyError):
-            self._problem(node, path, f"{text[:40]!r} is not a value of type {tag}")
+            self._problem(node, path, f"{ascii(text[:40])} is not a value of type {tag}")
             return None
         self._problem(node, path, f"the tag {node.tag} is not allowed; write plain values")
         return None
@@ -151,9 +167,8 @@ def _compose(text: str, file: str) -> yaml.Node | None:
         line = text.count("\n", 0, error.position) + 1
         message = f"the character U+{ord(text[error.position]):04X} is not allowed in YAML"
         raise YamlProblem(Problem((), message, place=Place(file, line))) from None
-    except (RecursionError, ValueError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise YamlProblem(Problem((), f"not valid YAML: {reason}", place=Place(file, 1))) from None
+    except (ValueError, OverflowError) as error:  # "\UFFFFFFFF" is no character
+        raise YamlProblem(Problem((), f"not valid YAML: {error}", place=Place(file, 1))) from None
 
 
 def read_text(path: FilePath) -> str:
@@ -163,6 +178,8 @@ def read_text(path: FilePath) -> str:
         YamlProblem: it cannot be read, or is not UTF-8.
     """
     try:
+        if (size := path.stat().st_size) > _MAX_BYTES:
+            raise YamlProblem(Problem((), f"{size} bytes is too large for a config (at most {_MAX_BYTES})"))
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise YamlProblem(Problem((), f"not a text file (byte {error.start} is not UTF-8)")) from None

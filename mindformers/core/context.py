@@ -1,24 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The device context: the only writer of MindSpore's global state, and the only reader of the ranks' environment.
+"""The device and MindSpore's global settings: the only module that writes them.
 
-Old context keys are mapped onto the API of MindSpore 2.10, which replaced most of ``set_context``. Keys of another
-device are left out with one line in the log, so that a YAML for Ascend runs on CPU with ``--device_target CPU``.
+The keys are those of the old ``set_context``; each is carried out by the API that replaced it in MindSpore 2.10, so no
+deprecation warning appears. ``DEVICE_ID``, ``RANK_ID`` and ``RANK_SIZE`` are read here and nowhere else.
 """
 
 import os
+import random
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import mindspore as ms
 import numpy as np
+from mindspore import communication
 
 from mindformers.errors import ConfigError, DeviceError
 from mindformers.tools.logger import get_logger
-from mindformers.tools.utils import did_you_mean
+from mindformers.tools.utils import did_you_mean, get_output_root_path
+
+__all__ = [
+    "ContextConfig",
+    "DeviceCapabilities",
+    "ParallelContextConfig",
+    "device_capabilities",
+    "init_context",
+    "set_seed",
+]
 
 logger = get_logger(__name__)
 
-_MODES = {0: 0, 1: 1, "0": 0, "1": 1, "GRAPH_MODE": 0, "PYNATIVE_MODE": 1}
+_TARGETS = ("Ascend", "GPU", "CPU")
+_MODES = {0: ms.GRAPH_MODE, 1: ms.PYNATIVE_MODE, "GRAPH_MODE": ms.GRAPH_MODE, "PYNATIVE_MODE": ms.PYNATIVE_MODE}
 _PARALLEL_MODES = {
     0: "data_parallel",
     1: "semi_auto_parallel",
@@ -30,270 +44,416 @@ _PARALLEL_MODES = {
     "AUTO_PARALLEL": "auto_parallel",
     "HYBRID_PARALLEL": "hybrid_parallel",
 }
-_DTYPES = {
-    "Ascend": ("float32", "float16", "bfloat16"),
-    "GPU": ("float32", "float16"),
-    "CPU": ("float32", "float16"),
+
+# Old keys that MindSpore 2.10 has no setting for; accepted, so that old YAMLs and scripts load.
+_GONE = (
+    "auto_tune_mode", "check_bprop", "enable_auto_mixed_precision", "enable_dump", "enable_profiling",
+    "enable_reduce_precision", "enable_sparse", "env_config_path", "grad_for_scalar", "print_file_path",
+    "profiling_options", "reserve_class_name_in_scope", "save_dump_path", "variable_memory_max_size",
+)  # fmt: skip
+# Keys another module reads from the config.
+_ELSEWHERE = ("native_kernels",)
+# Without effect on CPU, where memory comes from malloc and the compiler has no graph kernels.
+_NOT_ON_CPU = (
+    "ascend_config", "enable_graph_kernel", "graph_kernel_flags", "max_device_memory", "mempool_block_size",
+    "memory_optimize_level",
+)  # fmt: skip
+_CONTEXT_KEYS = (
+    "mode", "device_target", "device_id", "save_graphs", "save_graphs_path", "precompile_only", "max_call_depth",
+    "save_compile_cache", "load_compile_cache", "enable_compile_cache", "compile_cache_path", "runtime_num_threads",
+    "inter_op_parallel_num", "pynative_synchronize", "deterministic", "jit_level", *_NOT_ON_CPU, *_GONE, *_ELSEWHERE,
+)  # fmt: skip
+# Passed to MindSpore's parallel context as they are.
+_PARALLEL_PASSED = (
+    "gradients_mean", "gradient_fp32_sync", "parameter_broadcast", "all_reduce_fusion_config", "comm_fusion",
+    "enable_parallel_optimizer",
+)  # fmt: skip
+# Likewise, in semi-auto and auto parallel only.
+_AUTO_PARALLEL_PASSED = (
+    "full_batch", "search_mode", "enable_alltoall", "pipeline_stages", "parallel_optimizer_config",
+    "strategy_ckpt_load_file",
+)  # fmt: skip
+_PARALLEL_KEYS = (
+    "parallel_mode", "device_num", "global_rank", "strategy_ckpt_save_file", "strategy_ckpt_config",
+    "auto_parallel_search_mode", "grad_accumulation_step", *_PARALLEL_PASSED, *_AUTO_PARALLEL_PASSED,
+)  # fmt: skip
+
+# ascend_config key -> (module of mindspore.device_context.ascend, function)
+_ASCEND_CONFIG = {
+    "precision_mode": ("op_precision", "precision_mode"),
+    "op_precision_mode": ("op_precision", "op_precision_mode"),
+    "matmul_allow_hf32": ("op_precision", "matmul_allow_hf32"),
+    "conv_allow_hf32": ("op_precision", "conv_allow_hf32"),
+    "jit_compile": ("op_tuning", "op_compile"),
+    "op_debug_option": ("op_debug", "debug_option"),
 }
+# Keys of it that still have no other way than the old one.
+_ASCEND_CONFIG_OLD = (
+    "atomic_clean_policy", "ge_options", "hccl_watchdog", "host_scheduling_max_threshold",
+    "parallel_speed_up_json_path", "topo_order",
+)  # fmt: skip
+
+_applied: dict[str, Any] = {}  # what MindSpore takes only once per process
 
 
-def device_capabilities(device_target: str) -> tuple[str, ...]:
-    """Names of the floating point types MindSpore has kernels for on a device target."""
-    return _DTYPES[device_target]
+class _Options:
+    """Keyword arguments kept as attributes; unknown names are refused, None means "not given"."""
+
+    _section = ""
+    _keys: tuple[str, ...] = ()
+
+    def __init__(self, **values: Any) -> None:
+        _check_keys(values, self._keys, type(self).__name__)
+        self.__dict__.update({key: value for key, value in values.items() if value is not None})
+
+    def model_dump(self) -> dict[str, Any]:
+        """The given values as a new dict."""
+        return dict(self.__dict__)
 
 
-def set_seed(seed: int) -> None:
-    """Seed MindSpore (weights, dropout) and NumPy's global generator."""
-    ms.set_seed(seed)
-    np.random.seed(seed % 2**32)
-
-
-class ContextConfig:
-    """The ``context`` section for scripts.
+class ContextConfig(_Options):
+    """What ``init_context`` sets for one process.
 
     Args:
-        mode: 0 or "GRAPH_MODE", 1 or "PYNATIVE_MODE".
-        device_target: "Ascend", "GPU" or "CPU".
-        device_id: number of the device; default the environment's DEVICE_ID, else 0.
-        **options: further keys of the section, see docs/config.md.
+        mode: 0 or GRAPH_MODE, 1 or PYNATIVE_MODE.
+        device_target: Ascend, GPU or CPU.
+        device_id: number of the device; None takes the environment variable DEVICE_ID, else 0.
+        save_graphs: False, True or a level 1 to 3: write the compiler's graphs.
+        save_graphs_path: where; None is ``<output>/debug/graphs_info``.
+        values: further keys of the YAML section ``context``, ``ascend_config`` included.
 
     Raises:
-        ConfigError: an unknown key.
+        ConfigError: a key is unknown.
     """
 
+    _keys = _CONTEXT_KEYS
+
     def __init__(
-        self, mode: int | str = 0, device_target: str = "Ascend", device_id: int | None = None, **options: Any
+        self,
+        mode: int | str = 0,
+        device_target: str = "Ascend",
+        device_id: int | None = None,
+        save_graphs: bool | int = False,
+        save_graphs_path: str | None = None,
+        **values: Any,
     ) -> None:
-        from mindformers.config.schema.context import ContextSection
+        super().__init__(
+            mode=mode,
+            device_target=device_target,
+            device_id=device_id,
+            save_graphs=save_graphs,
+            save_graphs_path=save_graphs_path,
+            **values,
+        )
 
-        _known(options, ContextSection.model_fields, "ContextConfig")
-        self.mode = mode
-        self.device_target = device_target
-        self.device_id = int(os.environ.get("DEVICE_ID", 0)) if device_id is None else device_id
-        self.__dict__.update(options)
 
-
-class ParallelContextConfig:
-    """The ``parallel`` section for scripts.
+class ParallelContextConfig(_Options):
+    """How processes work together.
 
     Args:
-        parallel_mode: 0 to 3 or a name such as "SEMI_AUTO_PARALLEL".
-        device_num: number of ranks; default the environment's RANK_SIZE, else 1.
-        gradients_mean: average gradients over the ranks instead of adding them.
-        **options: further keys of the section, see docs/config.md.
+        parallel_mode: 0 data, 1 semi-auto, 2 auto, 3 hybrid parallel, or the upper-case name.
+        device_num: number of processes; None takes what the launcher set up.
+        gradients_mean: average gradients over the processes instead of adding them.
+        values: further keys of the YAML section ``parallel``.
 
     Raises:
-        ConfigError: an unknown key.
+        ConfigError: a key is unknown.
     """
 
-    def __init__(
-        self, parallel_mode: int | str = "STAND_ALONE", device_num: int | None = None, gradients_mean: bool = False,
-        **options: Any,
-    ) -> None:  # fmt: skip
-        from mindformers.config.schema.parallel import ParallelSection
+    _keys = _PARALLEL_KEYS
 
-        _known(options, ParallelSection.model_fields, "ParallelContextConfig")
-        self.parallel_mode = parallel_mode
-        self.device_num = int(os.environ.get("RANK_SIZE", 1)) if device_num is None else device_num
-        self.gradients_mean = gradients_mean
-        self.__dict__.update(options)
+    def __init__(
+        self,
+        parallel_mode: int | str = "STAND_ALONE",
+        device_num: int | None = None,
+        gradients_mean: bool = False,
+        **values: Any,
+    ) -> None:
+        super().__init__(parallel_mode=parallel_mode, device_num=device_num, gradients_mean=gradients_mean, **values)
+
+
+@dataclass(frozen=True)
+class DeviceCapabilities:
+    """What a kind of device can do.
+
+    Args:
+        device_target: Ascend, GPU or CPU.
+        compute_dtypes: floating point types that matrix products and element-wise ops run in.
+        fused_kernels: whether MindSpore has fused Llama kernels (flash attention, RMSNorm, ...) for it.
+    """
+
+    device_target: str
+    compute_dtypes: frozenset[str]
+    fused_kernels: bool
+
+
+def device_capabilities(device_target: str) -> DeviceCapabilities:
+    """What ``device_target`` can do; asks no device.
+
+    Raises:
+        ConfigError: the name is unknown.
+    """
+    _choose("context.device_target", device_target, _TARGETS)
+    dtypes = {"float32", "float16"} if device_target == "CPU" else {"float32", "float16", "bfloat16"}
+    return DeviceCapabilities(device_target, frozenset(dtypes), device_target == "Ascend")
+
+
+def set_seed(seed: int = 0) -> None:
+    """Seed the global generators of MindSpore, numpy and Python.
+
+    Raises:
+        ConfigError: seed is not a whole number in [0, 2^32).
+    """
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
+        raise ConfigError(f"seed must be a whole number from 0 to 2^32 - 1, got {seed!r}")
+    ms.set_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
 
 
 def init_context(
-    use_parallel: bool = False, context_config: Any = None, parallel_config: Any = None
+    use_parallel: bool = False,
+    context_config: Any = None,
+    parallel_config: Any = None,
+    output_dir: str | Path | None = None,
 ) -> tuple[int, int]:
-    """Set up the device and, for parallel runs, communication.
+    """Choose the device and set MindSpore up, once per process and before any tensor is computed.
+
+    Calling it again with the same values is harmless. The arguments are not changed.
 
     Args:
-        use_parallel: whether several ranks work together.
-        context_config: section ``context``: a mapping, a config section or a ContextConfig; it is not changed.
-        parallel_config: section ``parallel`` in the same forms.
+        use_parallel: this process is one of several; communication is set up and ``parallel_config`` applied.
+        context_config: a ContextConfig, a mapping, or a config section (anything with ``model_dump``).
+        parallel_config: the same of ParallelContextConfig.
+        output_dir: root of the run's files, for strategy files and graphs; None is the default output folder.
 
     Returns:
-        Rank of this process and number of ranks.
+        (rank of this process, number of processes); (0, 1) without use_parallel.
 
     Raises:
-        ConfigError: a value is not allowed.
-        DeviceError: the device is absent, or the ranks were not started by a launcher.
+        ConfigError: a key or a value is not allowed.
+        DeviceError: the device is absent, or use_parallel was asked of a process no launcher started.
     """
-    options = {"mode": 0, "device_target": "Ascend", "device_id": 0} | _mapping(context_config)
-    if use_parallel and "DEVICE_ID" in os.environ:
-        options["device_id"] = int(os.environ["DEVICE_ID"])
-    _set_device(options["device_target"], options["device_id"])
-    ms.set_context(mode=_choice("context.mode", options["mode"], _MODES))
-    for key, value in options.items():
-        if key in _SETTERS and value is not None:
-            _apply(key, value, options)
+    options, explicit = _as_dict(context_config, _CONTEXT_KEYS, "context")
+    parallel, _ = _as_dict(parallel_config, _PARALLEL_KEYS, "parallel")
+    target = _choose("context.device_target", options.get("device_target", "Ascend"), _TARGETS)
+    mode = _MODES[_choose("context.mode", options.get("mode", 0), _MODES)]
+    root = Path(get_output_root_path() if output_dir is None else output_dir)
+    auto_parallel = _parallel_settings(parallel, target) if use_parallel else {}
+    _set_device(target, _device_id(options, use_parallel))
+    ms.set_context(mode=mode)
+    _report_unused(options, explicit, target)
+    _set_environment(options, target, root)
+    _set_runtime(options)
+    if target != "CPU":
+        _set_memory(options)
+    if target == "Ascend":
+        _set_ascend(options.get("ascend_config") or {})
     if not use_parallel:
         return 0, 1
-    return _init_parallel(_mapping(parallel_config), options["device_target"])
+    return _init_parallel(auto_parallel, parallel, target, root)
+
+
+def _as_dict(config: Any, keys: tuple[str, ...], section: str) -> tuple[dict[str, Any], set[str]]:
+    """A copy of the given values without None, and the names that were given rather than defaulted."""
+    if config is None:
+        return {}, set()
+    values = config.model_dump() if hasattr(config, "model_dump") else config
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{section} must be a mapping or a config object, got {config!r}")
+    _check_keys(values, keys, section)
+    explicit = set(getattr(config, "model_fields_set", values))
+    return {key: value for key, value in values.items() if value is not None}, explicit
+
+
+def _check_keys(values: Mapping[str, Any], keys: tuple[str, ...], where: str) -> None:
+    for key in values:
+        if key not in keys:
+            raise ConfigError(f"{where}: unknown key {key!r}.{did_you_mean(str(key), keys)}")
+
+
+def _choose(key: str, value: Any, choices: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int | str) or value not in choices:
+        raise ConfigError(f"{key} is {value!r}; allowed: {', '.join(map(str, choices))}")
+    return value
+
+
+def _device_id(options: Mapping[str, Any], use_parallel: bool) -> int:
+    given = os.environ.get("DEVICE_ID")
+    value = given if given is not None and (use_parallel or "device_id" not in options) else options.get("device_id", 0)
+    if not str(value).isdigit():
+        raise ConfigError(f"device_id (or the environment variable DEVICE_ID) must be a whole number, got {value!r}")
+    return int(value)
 
 
 def _set_device(target: str, device_id: int) -> None:
-    if target not in _DTYPES:
-        raise ConfigError(f"context.device_target {target!r} is not one of: {', '.join(_DTYPES)}")
+    device_id = 0 if target == "CPU" else device_id  # CPU "devices" differ by process only
     try:
-        if target == "CPU":
-            ms.set_device("CPU")
-        elif not (_current_device() == target and ms.get_context("device_id") == device_id):
-            ms.set_device(target, device_id)
+        ms.set_device(target, device_id)
     except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        if "can not be modified" in reason:
+        current = tuple(ms.get_current_device())
+        if "Unsupported device target" in str(error):
             raise DeviceError(
-                f"this process already runs on {_current_device()}: one process keeps one device. "
-                f"Start a new process for {target} {device_id}"
+                f"this machine has no usable {target} device, or its driver and CANN are not set up. "
+                "Run on the CPU with --device_target CPU (or context.device_target: CPU in the YAML)"
             ) from error
-        raise DeviceError(
-            f"no {target} device is usable on this machine ({reason.split('. ')[0]}). To run on the processor: "
-            "--device_target CPU (or context.device_target: CPU in the YAML)"
-        ) from error
+        if current[0] != target or (target != "CPU" and current[1] != device_id):
+            raise DeviceError(
+                f"this process already runs on {current[0]} {current[1]} and cannot change to {target} {device_id}: "
+                "call init_context before anything is computed, once per process"
+            ) from error
 
 
-def _current_device() -> str:
-    return ms.get_context("device_target")
+def _report_unused(options: Mapping[str, Any], explicit: set[str], target: str) -> None:
+    skipped = [key for key in _NOT_ON_CPU if target == "CPU" and key in explicit and options.get(key)]
+    if skipped:
+        logger.info("on CPU these context keys have no effect: %s", ", ".join(skipped))
+    gone = [key for key in _GONE if key in explicit and options.get(key)]
+    if gone:
+        logger.debug("MindSpore 2.10 has no setting for these context keys: %s", ", ".join(gone))
+
+
+def _set_environment(options: Mapping[str, Any], target: str, root: Path) -> None:
+    """Settings that MindSpore reads from the environment when it compiles."""
+    level = options.get("save_graphs", False)
+    if level not in (False, True, 0, 1, 2, 3):
+        raise ConfigError(f"context.save_graphs is {level!r}; allowed: False, True, 1, 2, 3")
+    variables: dict[str, str] = {}
+    if level:
+        variables["MS_DEV_SAVE_GRAPHS"] = "2" if level is True else str(level)
+        variables["MS_DEV_SAVE_GRAPHS_PATH"] = str(options.get("save_graphs_path") or root / "debug" / "graphs_info")
+    if options.get("precompile_only"):
+        variables["MS_DEV_PRECOMPILE_ONLY"] = "1"
+    if any(options.get(key) for key in ("save_compile_cache", "load_compile_cache", "enable_compile_cache")):
+        variables["MS_COMPILER_CACHE_ENABLE"] = "1"
+        if "compile_cache_path" in options:
+            variables["MS_COMPILER_CACHE_PATH"] = str(options["compile_cache_path"])
+    if options.get("enable_graph_kernel") and options.get("graph_kernel_flags") and target != "CPU":
+        variables["MS_DEV_GRAPH_KERNEL_FLAGS"] = str(options["graph_kernel_flags"])
+    os.environ.update(variables)
+    jit_level = options.get("jit_level") or ("O1" if options.get("enable_graph_kernel") and target != "CPU" else None)
+    if jit_level:
+        _call("jit_level", jit_level, lambda: ms.set_context(jit_config={"jit_level": jit_level}))
+
+
+def _set_runtime(options: Mapping[str, Any]) -> None:
+    if "max_call_depth" in options:
+        depth = options["max_call_depth"]
+        _call("max_call_depth", depth, lambda: ms.set_recursion_limit(depth))
+    if options.get("runtime_num_threads"):
+        threads = options["runtime_num_threads"]
+        _once("runtime_num_threads", threads, lambda: ms.device_context.cpu.op_tuning.threads_num(threads))
+    if options.get("inter_op_parallel_num"):
+        number = options["inter_op_parallel_num"]
+        _once("inter_op_parallel_num", number, lambda: ms.runtime.dispatch_threads_num(number))
+    if options.get("pynative_synchronize"):
+        ms.runtime.launch_blocking()
+    deterministic = options.get("deterministic", "OFF")
+    if _choose("context.deterministic", {True: "ON", False: "OFF"}.get(deterministic, deterministic), ("ON", "OFF")) == "ON":
+        _once("deterministic", True, lambda: ms.set_deterministic(True))
 
 
 def _set_memory(options: Mapping[str, Any]) -> None:
-    memory = {"max_size": _gigabytes(options["max_device_memory"])}
-    if options.get("mempool_block_size"):
-        memory["increase_size"] = _gigabytes(options["mempool_block_size"])
-    if options.get("memory_optimize_level"):
-        memory["optimize_level"] = options["memory_optimize_level"]
-    ms.runtime.set_memory(**memory)
-
-
-def _gigabytes(text: str) -> str:
-    """``58GB`` as MindSpore wants it: a whole or decimal number followed directly by GB."""
-    return text.replace(" ", "")
-
-
-def _save_graphs(options: Mapping[str, Any]) -> None:
-    level = int(options["save_graphs"])
-    if level:
-        os.environ["MS_DEV_SAVE_GRAPHS"] = str(level)
-        os.environ["MS_DEV_SAVE_GRAPHS_PATH"] = str(options.get("save_graphs_path") or "./graph")
-
-
-def _compile_cache(options: Mapping[str, Any]) -> None:
-    if options.get("save_compile_cache") or options.get("load_compile_cache"):
-        os.environ["MS_COMPILER_CACHE_ENABLE"] = "1"
-
-
-def _deterministic(options: Mapping[str, Any]) -> None:
-    if options["deterministic"] in (True, "ON"):
-        ms.set_deterministic(True)
-
-
-def _jit_level(options: Mapping[str, Any]) -> None:
-    level = options.get("jit_level") or ("O1" if options.get("enable_graph_kernel") else None)
-    if level:
-        ms.set_context(jit_config={"jit_level": level})
-
-
-def _ascend_config(options: Mapping[str, Any]) -> None:
-    """Keys of ``ascend_config`` that have a place in ``device_context.ascend``."""
-    precision, tuning = ms.device_context.ascend.op_precision, ms.device_context.ascend.op_tuning
-    setters = {
-        "precision_mode": precision.precision_mode,
-        "op_precision_mode": precision.op_precision_mode,
-        "matmul_allow_hf32": precision.matmul_allow_hf32,
-        "conv_allow_hf32": precision.conv_allow_hf32,
-        "jit_compile": tuning.op_compile,
+    names = {
+        "max_device_memory": "max_size",
+        "mempool_block_size": "increase_size",
+        "memory_optimize_level": "optimize_level",
     }
-    for key, value in options["ascend_config"].items():
-        if key in setters:
-            setters[key](value)
-        else:
-            logger.warning("context.ascend_config.%s has no counterpart in MindSpore 2.10 and is ignored", key)
+    values = {new: str(options[old]).replace(" ", "") for old, new in names.items() if old in options}
+    if values:
+        _once("max_device_memory", values, lambda: ms.runtime.set_memory(**values))
 
 
-def _threads(options: Mapping[str, Any]) -> None:
-    if options["runtime_num_threads"] and options["device_target"] == "CPU":
-        ms.device_context.cpu.op_tuning.threads_num(int(options["runtime_num_threads"]))
+def _set_ascend(config: Mapping[str, Any]) -> None:
+    _check_keys(config, (*_ASCEND_CONFIG, *_ASCEND_CONFIG_OLD), "context.ascend_config")
+    for key, value in config.items():
+        if key in _ASCEND_CONFIG:
+            module, function = _ASCEND_CONFIG[key]
+            setter = getattr(getattr(ms.device_context.ascend, module), function)
+            _once(f"ascend_config.{key}", value, lambda setter=setter, value=value: setter(value))
+    old = {key: value for key, value in config.items() if key in _ASCEND_CONFIG_OLD}
+    if old:
+        _call("ascend_config", old, lambda: ms.set_context(ascend_config=old))
 
 
-def _synchronize(options: Mapping[str, Any]) -> None:
-    if options["pynative_synchronize"]:
-        ms.runtime.launch_blocking()
-
-
-def _dispatch_threads(options: Mapping[str, Any]) -> None:
-    if options["inter_op_parallel_num"]:
-        ms.runtime.dispatch_threads_num(int(options["inter_op_parallel_num"]))
-
-
-# key of the section -> (device targets it is for, or None for all; how it is set)
-_SETTERS: dict[str, tuple[tuple[str, ...] | None, Callable[[Mapping[str, Any]], None]]] = {
-    "max_device_memory": (("Ascend", "GPU"), _set_memory),
-    "max_call_depth": (None, lambda options: ms.set_recursion_limit(int(options["max_call_depth"]))),
-    "save_graphs": (None, _save_graphs),
-    "save_compile_cache": (None, _compile_cache),
-    "load_compile_cache": (None, _compile_cache),
-    "runtime_num_threads": (None, _threads),
-    "inter_op_parallel_num": (None, _dispatch_threads),
-    "pynative_synchronize": (None, _synchronize),
-    "deterministic": (None, _deterministic),
-    "enable_graph_kernel": (("Ascend", "GPU"), _jit_level),
-    "jit_level": (None, _jit_level),
-    "ascend_config": (("Ascend",), _ascend_config),
-}
-
-
-def _apply(key: str, value: Any, options: Mapping[str, Any]) -> None:
-    targets, setter = _SETTERS[key]
-    if targets is not None and options["device_target"] not in targets:
-        if value:
-            logger.debug("context.%s is for %s and is left out on %s", key, "/".join(targets), options["device_target"])
-        return
-    setter(options)
-
-
-def _init_parallel(options: dict[str, Any], target: str) -> tuple[int, int]:
-    if target == "CPU" and "MS_ROLE" not in os.environ:
-        raise DeviceError(
-            "use_parallel is True, but this process was not started as one of several ranks. Start it with "
-            "bash scripts/run_distribute.sh RANK_TABLE_FILE CONFIG [0,N] MODE, or run one process with "
-            "--use_parallel False"
-        )
-    mode = _choice("parallel.parallel_mode", options.get("parallel_mode", 0), _PARALLEL_MODES)
+def _call(key: str, value: Any, setter: Callable[[], Any]) -> None:
     try:
-        ms.communication.init()
-    except (RuntimeError, ValueError) as error:
-        raise DeviceError(f"the ranks cannot reach each other: {str(error).splitlines()[0]}") from error
-    rank, size = ms.communication.get_rank(), ms.communication.get_group_size()
-    if mode != "data_parallel" and target == "CPU":
+        setter()
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"context.{key} is {value!r}: {str(error).splitlines()[0]}") from error
+
+
+def _once(key: str, value: Any, setter: Callable[[], Any]) -> None:
+    """Apply what MindSpore accepts once per process; a second, different value is reported and not applied."""
+    if key in _applied:
+        if _applied[key] != value:
+            logger.warning("context.%s stays %r: it cannot change to %r in a running process", key, _applied[key], value)
+        return
+    try:
+        _call(key, value, setter)
+    except RuntimeError as error:
+        if "repeatedly" not in str(error):
+            raise
+        logger.warning("context.%s was set before, outside init_context, and keeps that value", key)
+    _applied[key] = value
+
+
+def _parallel_settings(parallel: Mapping[str, Any], target: str) -> dict[str, Any]:
+    """Arguments of MindSpore's parallel context, checked before any process waits for the others."""
+    mode = _PARALLEL_MODES[_choose("parallel.parallel_mode", parallel.get("parallel_mode", 0), _PARALLEL_MODES)]
+    automatic = mode in ("semi_auto_parallel", "auto_parallel")
+    if automatic and target == "CPU":
         raise DeviceError(
-            f"parallel_mode {mode} needs an Ascend device; on CPU: parallel.parallel_mode: 0 (data parallel)"
+            f"MindSpore cannot run {mode} on CPU: set parallel.parallel_mode to 0 (data parallel), or use_parallel to False"
         )
-    names = ("gradients_mean", "full_batch", "search_mode", "enable_parallel_optimizer", "enable_alltoall")
-    wanted = {name: options[name] for name in names if options.get(name) is not None}
-    if mode == "data_parallel":
-        wanted = {"gradients_mean": options.get("gradients_mean", True)}
-    ms.set_auto_parallel_context(parallel_mode=mode, device_num=size, **wanted)
+    settings = {"parallel_mode": mode} | {key: parallel[key] for key in _PARALLEL_PASSED if key in parallel}
+    if automatic:
+        settings |= {key: parallel[key] for key in _AUTO_PARALLEL_PASSED if key in parallel}
+    elif settings.get("enable_parallel_optimizer") and (target != "Ascend" or mode != "data_parallel"):
+        raise ConfigError(
+            f"parallel.enable_parallel_optimizer does not work in {mode} mode on {target}: set it to False"
+        )
+    return settings
+
+
+def _init_parallel(
+    settings: dict[str, Any], parallel: Mapping[str, Any], target: str, root: Path
+) -> tuple[int, int]:
+    _check_launched(target)
+    try:
+        communication.init()
+    except RuntimeError as error:
+        raise DeviceError(
+            f"the processes of this job could not be connected: {str(error).splitlines()[0]}. "
+            "Look at the logs of all ranks for the first error"
+        ) from error
+    rank, size = communication.get_rank(), communication.get_group_size()
+    if parallel.get("device_num", size) != size:
+        raise ConfigError(f"parallel.device_num is {parallel['device_num']}, but {size} processes were started")
+    if settings["parallel_mode"] in ("semi_auto_parallel", "auto_parallel"):
+        settings["strategy_ckpt_config"] = _strategy_files(parallel, root, rank)
+    ms.reset_auto_parallel_context()
+    ms.set_auto_parallel_context(device_num=size, global_rank=rank, **settings)
     return rank, size
 
 
-def _mapping(section: Any) -> dict[str, Any]:
-    """A fresh dict of a section in any of its forms, without keys that are None."""
-    if section is None:
-        return {}
-    if isinstance(section, Mapping):
-        values = dict(section)
-    elif hasattr(section, "to_dict"):
-        values = section.to_dict()
-    else:
-        values = dict(vars(section))
-    return {key: value for key, value in values.items() if value is not None}
+def _check_launched(target: str) -> None:
+    launched = [("MS_ROLE", "MS_SCHED_HOST", "MS_SCHED_PORT", "MS_WORKER_NUM")]
+    if target == "Ascend":
+        launched.append(("RANK_TABLE_FILE", "RANK_ID"))
+    if not any(all(name in os.environ for name in names) for names in launched):
+        choices = " or ".join("/".join(names) for names in launched)
+        raise DeviceError(
+            f"use_parallel is True, but no launcher started this process (the environment has no {choices}). "
+            "Start it with bash scripts/run_distribute.sh, or set use_parallel to False"
+        )
 
 
-def _choice(key: str, value: Any, table: Mapping[Any, Any]) -> Any:
-    if isinstance(value, bool) or value not in table:
-        raise ConfigError(f"{key} {value!r} is not one of: {', '.join(map(str, table))}")
-    return table[value]
-
-
-def _known(options: Mapping[str, Any], names: Mapping[str, Any], where: str) -> None:
-    for key in options:
-        if key not in names:
-            raise ConfigError(f"{where}: unknown key {key!r}.{did_you_mean(key, list(names), 'keys')}")
+def _strategy_files(parallel: Mapping[str, Any], root: Path, rank: int) -> dict[str, Any]:
+    """``<output>/strategy/<name>_rank_{rank}.ckpt``, whatever folder the config names."""
+    given = dict(parallel.get("strategy_ckpt_config") or {})
+    name = Path(given.get("save_file") or parallel.get("strategy_ckpt_save_file") or "ckpt_strategy.ckpt").stem
+    folder = root / "strategy"
+    folder.mkdir(parents=True, exist_ok=True)
+    result = {key: value for key, value in given.items() if value is not None}
+    return result | {"save_file": str(folder / f"{name}_rank_{rank}.ckpt")}

@@ -195,12 +195,8 @@ def test_no_path_of_a_developer_machine():
 def test_no_module_in_tools_hides_another():
     # `python mindformers/tools/x.py` puts that folder first on sys.path: `import logging` would find ours.
     for folder in {path.parent for path in (PACKAGE / "tools").rglob("*.py")}:
-        names = {
-            path.stem for path in folder.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
-        }
-        hidden = names & (
-            sys.stdlib_module_names | EXTRAS | {"mindspore", "numpy", "yaml", "rich", "tqdm", "pydantic"}
-        )
+        names = {path.stem for path in folder.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+        hidden = names & (sys.stdlib_module_names | EXTRAS | {"mindspore", "numpy", "yaml", "rich", "tqdm", "pydantic"})
         assert not hidden, f"{folder}: {hidden}"
 
 
@@ -224,9 +220,7 @@ for name in {modules!r}:
 def import_without(blocked: set[str], modules: list[str]) -> str:
     """Import modules in a new interpreter where some packages are absent; what failed, one per line."""
     script = BLOCKER.format(blocked=sorted(blocked), modules=modules)
-    result = subprocess.run(
-        [sys.executable, "-c", script], cwd=REPO, capture_output=True, text=True, timeout=120
-    )
+    result = subprocess.run([sys.executable, "-c", script], cwd=REPO, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
     return result.stdout
 

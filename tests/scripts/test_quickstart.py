@@ -174,9 +174,7 @@ def test_interrupt_waits_for_the_child_and_says_how_to_go_on(tmp_path):
 
 def bash(*words: str, **env: str) -> subprocess.CompletedProcess:
     """Run bash in the repository."""
-    return subprocess.run(
-        ["bash", *words], cwd=REPO, env=os.environ | env, capture_output=True, text=True, timeout=60
-    )
+    return subprocess.run(["bash", *words], cwd=REPO, env=os.environ | env, capture_output=True, text=True, timeout=60)
 
 
 def test_shell_options():
@@ -228,9 +226,7 @@ def test_plot_takes_the_later_record_and_leaves_out_a_cut_line(tmp_path):
     pytest.importorskip("matplotlib")
     plot = load("tools/plot_loss.py")
     metrics = tmp_path / "metrics.jsonl"
-    rows = [{"step": s, "loss": 7.0 - s / 10, "lr": 1e-3} for s in (1, 2, 3)] + [
-        {"step": 2, "loss": 5.0, "lr": 1e-3}
-    ]
+    rows = [{"step": s, "loss": 7.0 - s / 10, "lr": 1e-3} for s in (1, 2, 3)] + [{"step": 2, "loss": 5.0, "lr": 1e-3}]
     metrics.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 4, "lo')
     records = plot.read_metrics(metrics)
     assert [record["loss"] for record in records] == [6.9, 5.0, 6.7]

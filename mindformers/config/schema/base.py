@@ -3,7 +3,7 @@
 
 import contextlib
 import contextvars
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union
 
@@ -209,10 +209,13 @@ def by_type(kind: str, own: tuple[type[Component], ...], other: type[Component])
         other: the component for every other name.
     """
     table = {name: cls for cls in own for name in type_names(cls)}
+    fallback = default_section(own)
     OWN_TYPES[kind] = tuple(dict.fromkeys([*OWN_TYPES.get(kind, ()), *table]))
 
     def choose(value: Any) -> str | None:
-        name = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+        if isinstance(value, dict) and "type" not in value:
+            return f"<{fallback.__name__}>" if fallback is not None else None
+        name = value["type"] if isinstance(value, dict) else getattr(value, "type", None)
         if not isinstance(name, str):
             return None
         if name not in table:
@@ -221,6 +224,11 @@ def by_type(kind: str, own: tuple[type[Component], ...], other: type[Component])
 
     members = [Annotated[cls, Tag(f"<{cls.__name__}>")] for cls in own] + [Annotated[other, Tag(OTHER)]]
     return Annotated[Union[tuple(members)], Discriminator(choose)]  # noqa: UP007 - the members are computed
+
+
+def default_section(candidates: Iterable[type[Section]]) -> type[Section] | None:
+    """The section meant when ``type`` is left out: the first one whose ``type`` has a default."""
+    return next((cls for cls in candidates if not cls.model_fields["type"].is_required()), None)
 
 
 def type_names(cls: type[Component]) -> tuple[str, ...]:

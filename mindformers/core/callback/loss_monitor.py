@@ -19,7 +19,7 @@ from mindformers.tools.logger import get_logger
 
 logger = get_logger(__name__)
 
-_NAMES = ("loss", "overflow", "loss_scale", "learning_rate", "grad_norm")
+_NAMES = ("loss", "overflow", "loss_scale", "lr", "grad_norm")
 
 
 @MindFormerRegister.register(MindFormerModuleType.CALLBACK)
@@ -152,11 +152,11 @@ class MFLossMonitor(Callback):
                 "{ Epoch:[%3d/%3d], step:[%5d/%5d], loss: %.3f, per_step_time: %dms, lr: %.6g, overflow cond: %s, "
                 "loss_scale: %.6g, grad_norm: %.3f } %5.1f%% %.1f samples/s %.0f tokens/s ETA %s",
                 epoch, progress.epochs, index, progress.steps_per_epoch, values["loss"], round(seconds * 1e3),
-                values.get("learning_rate", math.nan), bool(values.get("overflow")), values.get("loss_scale", 1.0),
+                values.get("lr", math.nan), bool(values.get("overflow")), values.get("loss_scale", 1.0),
                 values.get("grad_norm", math.nan), 100 * step / progress.total_steps, samples, tokens, left,
             )  # fmt: skip
-        record = {"step": step, "epoch": epoch, "step_in_epoch": index, **values, "step_time_s": seconds,
-                  "samples_per_s": samples, "tokens_per_s": tokens}  # fmt: skip
+        record = {"step": step, "epoch": epoch, "step_in_epoch": index, **values, "step_seconds": seconds,
+                  "samples_per_second": samples, "tokens_per_second": tokens}  # fmt: skip
         if self._metrics_file is not None:
             with open(self._metrics_file, "a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")

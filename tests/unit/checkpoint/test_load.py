@@ -7,6 +7,9 @@ import random
 import mindspore as ms
 import numpy as np
 import pytest
+from mindspore import nn
+from mindspore.train.checkpoint_pb2 import Checkpoint
+
 from mindformers.checkpoint.layout import manifest_path
 from mindformers.checkpoint.load import (
     LazyTensors,
@@ -17,9 +20,6 @@ from mindformers.checkpoint.load import (
 )
 from mindformers.checkpoint.save import save_network, save_step
 from mindformers.errors import CheckpointError
-from mindspore import nn
-from mindspore.train.checkpoint_pb2 import Checkpoint
-
 from tests.unit.checkpoint.helpers import FIELDS, LogLines, flip_bit, parameter, same, small_state
 
 FORMATS = ("ckpt", "safetensors")
@@ -91,8 +91,8 @@ def test_truncated_manifest_is_refused_and_can_be_removed(two):
     assert same(read_checkpoint(newer), small_state(1))
 
 
-@pytest.mark.parametrize("text", ["[]", "{}", '{"format_version": 99}', '{"format_version": 1, "step": "x"}',
-"null"]) def test_rubbish_manifest(two, text):
+@pytest.mark.parametrize("text", ["[]", "{}", '{"format_version": 99}', '{"format_version": 1, "step": "x"}', "null"])
+def test_rubbish_manifest(two, text):
     manifest_path(two[1]).write_text(text)
     refused(two[1], "manifest")
 
@@ -208,8 +208,8 @@ def test_nothing_in_common_fails_even_when_not_strict():
 
 
 def test_state_caches_and_ignored_names_do_not_count():
-    state = ["adam_m.a", "adam_v.a", "global_step", "scale_sense", "accu_grads.a", "epoch_num",
-    "learning_rate"] params = given(a=(2,)) | {n: ms.Tensor(1.0) for n in [*state, "l.key_past", "extra.one"]}
+    state = ["adam_m.a", "adam_v.a", "global_step", "scale_sense", "accu_grads.a", "epoch_num", "learning_rate"]
+    params = given(a=(2,)) | {n: ms.Tensor(1.0) for n in [*state, "l.key_past", "extra.one"]}
     net = network(a=(2,)) | {n: parameter(n, 0.0) for n in ("l.value_past", "adam_m.z", "lora.one")}
     report = load_into(net, params, ignore=["extra.*", "lora.*"])
     assert (report.missing, report.unexpected) == ([], [])
@@ -223,9 +223,9 @@ def test_old_lora_names_are_renamed():
 
 
 def test_casts_are_counted_and_logged_once():
-    net = {"a": parameter("a", [0.0, 0.0], ms.float16), "b": parameter("b", [0.0]), "c": parameter("c", [0],
-    ms.int32)} params = {"a": ms.Tensor([1.5, 2]), "b": ms.Tensor([0.5], ms.bfloat16), "c": ms.Tensor([4],
-    ms.int64)} with LogLines() as log:
+    net = {"a": parameter("a", [0.0, 0.0], ms.float16), "b": parameter("b", [0.0]), "c": parameter("c", [0], ms.int32)}
+    params = {"a": ms.Tensor([1.5, 2]), "b": ms.Tensor([0.5], ms.bfloat16), "c": ms.Tensor([4], ms.int64)}
+    with LogLines() as log:
         report = load_into(net, params)
     assert report.cast == 3
     assert [net[n].dtype for n in "abc"] == [ms.float16, ms.float32, ms.int32]
@@ -250,8 +250,8 @@ LAYER = "model.layers.0."
 @pytest.mark.parametrize(
     ("name", "old", "new", "hint"),
     [
-        ("model.tok_embeddings.embedding_weight", (32000, 8), (100, 8), "vocab_size (checkpoint 32000, model
-        100)"), ("lm_head.weight", (9, 8), (9, 16), "hidden_size (checkpoint 8, model 16)"),
+        ("model.tok_embeddings.embedding_weight", (32000, 8), (100, 8), "vocab_size (checkpoint 32000, model 100)"),
+        ("lm_head.weight", (9, 8), (9, 16), "hidden_size (checkpoint 8, model 16)"),
         (LAYER + "attention.wk.weight", (4, 8), (8, 8), "n_kv_heads * head_dim (checkpoint 4, model 8)"),
         (LAYER + "feed_forward.w2.weight", (8, 11), (8, 12), "intermediate_size (checkpoint 11, model 12)"),
         (LAYER + "attention.wq.mindpet_delta_lora_a", (8, 16), (4, 16), "lora_rank (checkpoint 8, model 4)"),
@@ -259,8 +259,7 @@ LAYER = "model.layers.0."
 )
 def test_shape_mismatch_says_which_setting_to_check(name, old, new, hint):
     with pytest.raises(CheckpointError) as error:
-        load_into({name: parameter(name, np.zeros(new))}, {name: ms.Tensor(np.zeros(old, np.float32))},
-        strict=False)
+        load_into({name: parameter(name, np.zeros(new))}, {name: ms.Tensor(np.zeros(old, np.float32))}, strict=False)
     text = str(error.value)
     assert f"{name}: checkpoint {list(old)}, model {list(new)}" in text
     assert hint in text
@@ -279,10 +278,10 @@ def test_shape_mismatches_are_listed_up_to_ten():
 @pytest.mark.parametrize(
     ("theirs", "hint"),
     [
-        ("model.layers.0.self_attn.q_proj.weight", "Hugging Face checkpoint; run
-        mindformers/models/llama/convert"), ("layers.0.attention.wq.weight", "Meta's layout"),
-        ("network.model.norm_out.weight", "network.model.norm_out.weight may be meant for
-        model.norm_out.weight"), ("model.norm_outt.weight", "may be meant for"),
+        ("model.layers.0.self_attn.q_proj.weight", "Hugging Face checkpoint; run mindformers/models/llama/"),
+        ("layers.0.attention.wq.weight", "Meta's layout"),
+        ("network.model.norm_out.weight", "network.model.norm_out.weight may be meant for model.norm"),
+        ("model.norm_outt.weight", "may be meant for"),
     ],
 )
 def test_names_of_other_libraries_are_recognised(theirs, hint):
@@ -293,8 +292,8 @@ def test_names_of_other_libraries_are_recognised(theirs, hint):
 
 
 def test_missing_layers_and_missing_lora_are_explained():
-    net = {n: parameter(n, [1.0]) for n in ("model.layers.0.w", "model.layers.1.w",
-    "model.layers.1.mindpet_delta_a")} with pytest.raises(CheckpointError, match="num_layers"):
+    net = {n: parameter(n, [1.0]) for n in ("model.layers.0.w", "model.layers.1.w", "model.layers.1.mindpet_delta_a")}
+    with pytest.raises(CheckpointError, match="num_layers"):
         load_into(net, {"model.layers.0.w": ms.Tensor([1.0])})
     with pytest.raises(CheckpointError, match="only LoRA weights are missing"):
         load_into(net, {n: ms.Tensor([1.0]) for n in ("model.layers.0.w", "model.layers.1.w")})

@@ -6,12 +6,12 @@ import os
 import mindspore as ms
 import numpy as np
 import pytest
+from mindspore import nn
+
 from mindformers.checkpoint.layout import OutputLayout, manifest_path
 from mindformers.checkpoint.resume import check_settings, find_resume, restore
 from mindformers.checkpoint.save import save_step
 from mindformers.errors import CheckpointError
-from mindspore import nn
-
 from tests.unit.checkpoint.helpers import FIELDS, LogLines, flip_bit, parameter, same, small_state
 
 CONFIG = {"optimizer.learning_rate": 0.1, "runner_config.epochs": 2}
@@ -23,8 +23,7 @@ def layout(tmp_path):
     """An output folder with the checkpoints of steps 1 to 3."""
     layout = OutputLayout(tmp_path)
     for step in (1, 2, 3):
-        save_step(small_state(step), layout.step_file("CKP", 1, step), manifest_fields={**SETTINGS, "step":
-        step})
+        save_step(small_state(step), layout.step_file("CKP", 1, step), manifest_fields={**SETTINGS, "step": step})
     return layout
 
 
@@ -49,8 +48,7 @@ def test_incomplete_ones_are_passed_over_with_a_warning(layout):
     (layout.checkpoint_dir / ".tmp.CKP_rank_0-1_6.ckpt").write_bytes(b"half")
     with LogLines() as log:
         assert find_resume(layout).manifest.step == 2
-    for name, why in (("1_3", "no manifest"), ("1_4", "the file is not"), ("1_5", "not a readable"), ("1_6",
-    "finish")):
+    for name, why in (("1_3", "no manifest"), ("1_4", "the file is not"), ("1_5", "not a readable"), ("1_6", "finish")):
         assert any(why in line for line in log.having(f"CKP_rank_0-{name}.ckpt")), (name, log.lines)
 
 
@@ -129,8 +127,8 @@ def test_restore_fails_when_any_part_is_missing(layout, lost):
 
 def test_restore_keeps_the_present_constant_learning_rate(layout):
     path = layout.step_file("CKP", 1, 4)
-    save_step(small_state(3) | {"learning_rate": parameter("learning_rate", 0.5)}, path,
-    manifest_fields=SETTINGS) target = small_state() | {"learning_rate": parameter("learning_rate", 0.1)}
+    save_step(small_state(3) | {"learning_rate": parameter("learning_rate", 0.5)}, path, manifest_fields=SETTINGS)
+    target = small_state() | {"learning_rate": parameter("learning_rate", 0.1)}
     restore(target, find_resume(path))
     assert target["learning_rate"].asnumpy() == np.float32(0.1)
 
@@ -143,8 +141,7 @@ def test_equal_settings_say_nothing(layout):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("seed", 8), ("global_batch_size", 8), ("dataset_records", 99), ("steps_per_epoch", 24), ("shuffle",
-    False)],
+    [("seed", 8), ("global_batch_size", 8), ("dataset_records", 99), ("steps_per_epoch", 24), ("shuffle", False)],
 )
 def test_settings_that_break_the_data_order_are_errors(layout, name, value):
     point, current = find_resume(layout), {**SETTINGS, name: value}

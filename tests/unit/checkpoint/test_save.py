@@ -14,14 +14,14 @@ import time
 import mindspore as ms
 import numpy as np
 import pytest
+from safetensors import safe_open
+
 from mindformers.checkpoint import save as save_module
 from mindformers.checkpoint.layout import OutputLayout, manifest_path
 from mindformers.checkpoint.load import read_checkpoint
 from mindformers.checkpoint.manifest import config_hash, flatten_config, read_manifest
 from mindformers.checkpoint.save import host_copy, rotate, save_network, save_step
 from mindformers.errors import CheckpointError
-from safetensors import safe_open
-
 from tests.unit.checkpoint.helpers import FIELDS, parameter, same, small_state
 
 FORMATS = ("ckpt", "safetensors")
@@ -194,8 +194,8 @@ except CheckpointError as error:
 @pytest.mark.skipif(not hasattr(resource, "RLIMIT_FSIZE"), reason="no file size limit on this system")
 def test_real_write_failure_half_way(tmp_path, fmt):
     """The kernel refuses the file after 256 kB, as a full disk would."""
-    done = subprocess.run([sys.executable, "-c", _LIMITED, fmt, str(tmp_path)], capture_output=True,
-    text=True) assert done.returncode == 7, done.stderr[-2000:]
+    done = subprocess.run([sys.executable, "-c", _LIMITED, fmt, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 7, done.stderr[-2000:]
     names = sorted(p.name for p in tmp_path.iterdir())
     assert names == [f"CKP_rank_0-1_1.{fmt}", f"CKP_rank_0-1_1.{fmt}.json"]
 
@@ -239,8 +239,8 @@ def test_nothing_to_save_and_values_that_cannot_be_saved(tmp_path):
 def test_rotation_deletes_only_our_oldest_complete_files(tmp_path):
     for step in range(1, 5):
         save_step(small_state(step), tmp_path / f"CKP_rank_0-1_{step}.ckpt", manifest_fields=FIELDS)
-    foreign = ["model.ckpt", "OTHER_rank_0-1_1.ckpt", "CKP_rank_0-0_1.ckpt", "CKP_rank_0-0_2.ckpt.json",
-    "notes.txt"] for name in foreign:
+    foreign = ["model.ckpt", "OTHER_rank_0-1_1.ckpt", "CKP_rank_0-0_1.ckpt", "CKP_rank_0-0_2.ckpt.json", "notes.txt"]
+    for name in foreign:
         (tmp_path / name).write_text("mine")
     save_step(small_state(9), tmp_path / "OTHER_rank_0-0_9.ckpt", manifest_fields=FIELDS)
     save_step(small_state(9), tmp_path / "CKP_rank_1-0_9.ckpt", manifest_fields=FIELDS)
@@ -262,8 +262,8 @@ def test_rotation_in_a_folder_of_an_older_run_keeps_the_new_files(tmp_path):
 
 
 def test_leftovers_of_killed_saves_are_removed_once_they_are_old(tmp_path):
-    old, fresh, other = (tmp_path / f".tmp.{n}" for n in ("CKP_rank_0-1_1.ckpt", "CKP_rank_0-1_2.tmp",
-    "user")) for path in (old, fresh, other):
+    old, fresh, other = (tmp_path / f".tmp.{n}" for n in ("CKP_rank_0-1_1.ckpt", "CKP_rank_0-1_2.tmp", "user"))
+    for path in (old, fresh, other):
         path.write_text("half")
     for path in (old, other):
         os.utime(path, (time.time() - 3600,) * 2)

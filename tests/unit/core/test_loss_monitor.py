@@ -62,7 +62,7 @@ def test_interval_first_and_last_step_are_reported_with_full_digits(tmp_path: Pa
     found = records(tmp_path)
     assert [record["step"] for record in found] == [1, 4, 8, 10]
     assert found[0]["loss"] == float(np.float32(1 / 3))
-    assert {"learning_rate", "grad_norm", "loss_scale", "overflow", "tokens_per_s"} <= found[0].keys()
+    assert {"lr", "grad_norm", "loss_scale", "overflow", "tokens_per_second"} <= found[0].keys()
 
 
 def test_resume_drops_lines_that_are_done_again_and_half_lines(tmp_path: Path) -> None:
