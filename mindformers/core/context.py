@@ -16,9 +16,22 @@ import mindspore as ms
 import numpy as np
 from mindspore import communication
 
+from mindformers.core.context_config import (
+    ASCEND_CONFIG_OLD,
+    AUTO_PARALLEL_PASSED,
+    CONTEXT_KEYS,
+    GONE,
+    NOT_ON_CPU,
+    PARALLEL_KEYS,
+    PARALLEL_MODES,
+    PARALLEL_PASSED,
+    ContextConfig,
+    ParallelContextConfig,
+    check_keys,
+)
 from mindformers.errors import ConfigError, DeviceError
 from mindformers.tools.logger import get_logger
-from mindformers.tools.utils import did_you_mean, get_output_root_path
+from mindformers.tools.utils import get_output_root_path
 
 __all__ = [
     "ContextConfig",
@@ -33,50 +46,6 @@ logger = get_logger(__name__)
 
 _TARGETS = ("Ascend", "GPU", "CPU")
 _MODES = {0: ms.GRAPH_MODE, 1: ms.PYNATIVE_MODE, "GRAPH_MODE": ms.GRAPH_MODE, "PYNATIVE_MODE": ms.PYNATIVE_MODE}
-_PARALLEL_MODES = {
-    0: "data_parallel",
-    1: "semi_auto_parallel",
-    2: "auto_parallel",
-    3: "hybrid_parallel",
-    "STAND_ALONE": "stand_alone",
-    "DATA_PARALLEL": "data_parallel",
-    "SEMI_AUTO_PARALLEL": "semi_auto_parallel",
-    "AUTO_PARALLEL": "auto_parallel",
-    "HYBRID_PARALLEL": "hybrid_parallel",
-}
-
-# Old keys that MindSpore 2.10 has no setting for; accepted, so that old YAMLs and scripts load.
-_GONE = (
-    "auto_tune_mode", "check_bprop", "enable_auto_mixed_precision", "enable_dump", "enable_profiling",
-    "enable_reduce_precision", "enable_sparse", "env_config_path", "grad_for_scalar", "print_file_path",
-    "profiling_options", "reserve_class_name_in_scope", "save_dump_path", "variable_memory_max_size",
-)  # fmt: skip
-# Keys another module reads from the config.
-_ELSEWHERE = ("native_kernels",)
-# Without effect on CPU, where memory comes from malloc and the compiler has no graph kernels.
-_NOT_ON_CPU = (
-    "ascend_config", "enable_graph_kernel", "graph_kernel_flags", "max_device_memory", "mempool_block_size",
-    "memory_optimize_level",
-)  # fmt: skip
-_CONTEXT_KEYS = (
-    "mode", "device_target", "device_id", "save_graphs", "save_graphs_path", "precompile_only", "max_call_depth",
-    "save_compile_cache", "load_compile_cache", "enable_compile_cache", "compile_cache_path", "runtime_num_threads",
-    "inter_op_parallel_num", "pynative_synchronize", "deterministic", "jit_level", *_NOT_ON_CPU, *_GONE, *_ELSEWHERE,
-)  # fmt: skip
-# Passed to MindSpore's parallel context as they are.
-_PARALLEL_PASSED = (
-    "gradients_mean", "gradient_fp32_sync", "parameter_broadcast", "all_reduce_fusion_config", "comm_fusion",
-    "enable_parallel_optimizer",
-)  # fmt: skip
-# Likewise, in semi-auto and auto parallel only.
-_AUTO_PARALLEL_PASSED = (
-    "full_batch", "search_mode", "enable_alltoall", "pipeline_stages", "parallel_optimizer_config",
-    "strategy_ckpt_load_file",
-)  # fmt: skip
-_PARALLEL_KEYS = (
-    "parallel_mode", "device_num", "global_rank", "strategy_ckpt_save_file", "strategy_ckpt_config",
-    "auto_parallel_search_mode", "grad_accumulation_step", *_PARALLEL_PASSED, *_AUTO_PARALLEL_PASSED,
-)  # fmt: skip
 
 # ascend_config key -> (module of mindspore.device_context.ascend, function)
 _ASCEND_CONFIG = {
@@ -87,89 +56,7 @@ _ASCEND_CONFIG = {
     "jit_compile": ("op_tuning", "op_compile"),
     "op_debug_option": ("op_debug", "debug_option"),
 }
-# Keys of it that still have no other way than the old one.
-_ASCEND_CONFIG_OLD = (
-    "atomic_clean_policy", "ge_options", "hccl_watchdog", "host_scheduling_max_threshold",
-    "parallel_speed_up_json_path", "topo_order",
-)  # fmt: skip
-
 _applied: dict[str, Any] = {}  # what MindSpore takes only once per process
-
-
-class _Options:
-    """Keyword arguments kept as attributes; unknown names are refused, None means "not given"."""
-
-    _section = ""
-    _keys: tuple[str, ...] = ()
-
-    def __init__(self, **values: Any) -> None:
-        _check_keys(values, self._keys, type(self).__name__)
-        self.__dict__.update({key: value for key, value in values.items() if value is not None})
-
-    def model_dump(self) -> dict[str, Any]:
-        """The given values as a new dict."""
-        return dict(self.__dict__)
-
-
-class ContextConfig(_Options):
-    """What ``init_context`` sets for one process.
-
-    Args:
-        mode: 0 or GRAPH_MODE, 1 or PYNATIVE_MODE.
-        device_target: Ascend, GPU or CPU.
-        device_id: number of the device; None takes the environment variable DEVICE_ID, else 0.
-        save_graphs: False, True or a level 1 to 3: write the compiler's graphs.
-        save_graphs_path: where; None is ``<output>/debug/graphs_info``.
-        values: further keys of the YAML section ``context``, ``ascend_config`` included.
-
-    Raises:
-        ConfigError: a key is unknown.
-    """
-
-    _keys = _CONTEXT_KEYS
-
-    def __init__(
-        self,
-        mode: int | str = 0,
-        device_target: str = "Ascend",
-        device_id: int | None = None,
-        save_graphs: bool | int = False,
-        save_graphs_path: str | None = None,
-        **values: Any,
-    ) -> None:
-        super().__init__(
-            mode=mode,
-            device_target=device_target,
-            device_id=device_id,
-            save_graphs=save_graphs,
-            save_graphs_path=save_graphs_path,
-            **values,
-        )
-
-
-class ParallelContextConfig(_Options):
-    """How processes work together.
-
-    Args:
-        parallel_mode: 0 data, 1 semi-auto, 2 auto, 3 hybrid parallel, or the upper-case name.
-        device_num: number of processes; None takes what the launcher set up.
-        gradients_mean: average gradients over the processes instead of adding them.
-        values: further keys of the YAML section ``parallel``.
-
-    Raises:
-        ConfigError: a key is unknown.
-    """
-
-    _keys = _PARALLEL_KEYS
-
-    def __init__(
-        self,
-        parallel_mode: int | str = "STAND_ALONE",
-        device_num: int | None = None,
-        gradients_mean: bool = False,
-        **values: Any,
-    ) -> None:
-        super().__init__(parallel_mode=parallel_mode, device_num=device_num, gradients_mean=gradients_mean, **values)
 
 
 @dataclass(frozen=True)
@@ -234,8 +121,8 @@ def init_context(
         ConfigError: a key or a value is not allowed.
         DeviceError: the device is absent, or use_parallel was asked of a process no launcher started.
     """
-    options, explicit = _as_dict(context_config, _CONTEXT_KEYS, "context")
-    parallel, _ = _as_dict(parallel_config, _PARALLEL_KEYS, "parallel")
+    options, explicit = _as_dict(context_config, CONTEXT_KEYS, "context")
+    parallel, _ = _as_dict(parallel_config, PARALLEL_KEYS, "parallel")
     target = _choose("context.device_target", options.get("device_target", "Ascend"), _TARGETS)
     mode = _MODES[_choose("context.mode", options.get("mode", 0), _MODES)]
     root = Path(get_output_root_path() if output_dir is None else output_dir)
@@ -261,15 +148,9 @@ def _as_dict(config: Any, keys: tuple[str, ...], section: str) -> tuple[dict[str
     values = config.model_dump() if hasattr(config, "model_dump") else config
     if not isinstance(values, Mapping):
         raise ConfigError(f"{section} must be a mapping or a config object, got {config!r}")
-    _check_keys(values, keys, section)
+    check_keys(values, keys, section)
     explicit = set(getattr(config, "model_fields_set", values))
     return {key: value for key, value in values.items() if value is not None}, explicit
-
-
-def _check_keys(values: Mapping[str, Any], keys: tuple[str, ...], where: str) -> None:
-    for key in values:
-        if key not in keys:
-            raise ConfigError(f"{where}: unknown key {key!r}.{did_you_mean(str(key), keys)}")
 
 
 def _choose(key: str, value: Any, choices: Any) -> Any:
@@ -305,10 +186,10 @@ def _set_device(target: str, device_id: int) -> None:
 
 
 def _report_unused(options: Mapping[str, Any], explicit: set[str], target: str) -> None:
-    skipped = [key for key in _NOT_ON_CPU if target == "CPU" and key in explicit and options.get(key)]
+    skipped = [key for key in NOT_ON_CPU if target == "CPU" and key in explicit and options.get(key)]
     if skipped:
         logger.info("on CPU these context keys have no effect: %s", ", ".join(skipped))
-    gone = [key for key in _GONE if key in explicit and options.get(key)]
+    gone = [key for key in GONE if key in explicit and options.get(key)]
     if gone:
         logger.debug("MindSpore 2.10 has no setting for these context keys: %s", ", ".join(gone))
 
@@ -348,8 +229,10 @@ def _set_runtime(options: Mapping[str, Any]) -> None:
         _once("inter_op_parallel_num", number, lambda: ms.runtime.dispatch_threads_num(number))
     if options.get("pynative_synchronize"):
         ms.runtime.launch_blocking()
-    deterministic = options.get("deterministic", "OFF")
-    if _choose("context.deterministic", {True: "ON", False: "OFF"}.get(deterministic, deterministic), ("ON", "OFF")) == "ON":
+    deterministic = options.get("deterministic", False)
+    if isinstance(deterministic, bool):
+        deterministic = "ON" if deterministic else "OFF"
+    if _choose("context.deterministic", deterministic, ("ON", "OFF")) == "ON":
         _once("deterministic", True, lambda: ms.set_deterministic(True))
 
 
@@ -365,13 +248,13 @@ def _set_memory(options: Mapping[str, Any]) -> None:
 
 
 def _set_ascend(config: Mapping[str, Any]) -> None:
-    _check_keys(config, (*_ASCEND_CONFIG, *_ASCEND_CONFIG_OLD), "context.ascend_config")
+    check_keys(config, (*_ASCEND_CONFIG, *ASCEND_CONFIG_OLD), "context.ascend_config")
     for key, value in config.items():
         if key in _ASCEND_CONFIG:
             module, function = _ASCEND_CONFIG[key]
             setter = getattr(getattr(ms.device_context.ascend, module), function)
             _once(f"ascend_config.{key}", value, lambda setter=setter, value=value: setter(value))
-    old = {key: value for key, value in config.items() if key in _ASCEND_CONFIG_OLD}
+    old = {key: value for key, value in config.items() if key in ASCEND_CONFIG_OLD}
     if old:
         _call("ascend_config", old, lambda: ms.set_context(ascend_config=old))
 
@@ -387,7 +270,9 @@ def _once(key: str, value: Any, setter: Callable[[], Any]) -> None:
     """Apply what MindSpore accepts once per process; a second, different value is reported and not applied."""
     if key in _applied:
         if _applied[key] != value:
-            logger.warning("context.%s stays %r: it cannot change to %r in a running process", key, _applied[key], value)
+            logger.warning(
+                "context.%s stays %r: it cannot change to %r in a running process", key, _applied[key], value
+            )
         return
     try:
         _call(key, value, setter)
@@ -400,15 +285,15 @@ def _once(key: str, value: Any, setter: Callable[[], Any]) -> None:
 
 def _parallel_settings(parallel: Mapping[str, Any], target: str) -> dict[str, Any]:
     """Arguments of MindSpore's parallel context, checked before any process waits for the others."""
-    mode = _PARALLEL_MODES[_choose("parallel.parallel_mode", parallel.get("parallel_mode", 0), _PARALLEL_MODES)]
+    mode = PARALLEL_MODES[_choose("parallel.parallel_mode", parallel.get("parallel_mode", 0), PARALLEL_MODES)]
     automatic = mode in ("semi_auto_parallel", "auto_parallel")
     if automatic and target == "CPU":
         raise DeviceError(
             f"MindSpore cannot run {mode} on CPU: set parallel.parallel_mode to 0 (data parallel), or use_parallel to False"
         )
-    settings = {"parallel_mode": mode} | {key: parallel[key] for key in _PARALLEL_PASSED if key in parallel}
+    settings = {"parallel_mode": mode} | {key: parallel[key] for key in PARALLEL_PASSED if key in parallel}
     if automatic:
-        settings |= {key: parallel[key] for key in _AUTO_PARALLEL_PASSED if key in parallel}
+        settings |= {key: parallel[key] for key in AUTO_PARALLEL_PASSED if key in parallel}
     elif settings.get("enable_parallel_optimizer") and (target != "Ascend" or mode != "data_parallel"):
         raise ConfigError(
             f"parallel.enable_parallel_optimizer does not work in {mode} mode on {target}: set it to False"
@@ -416,9 +301,7 @@ def _parallel_settings(parallel: Mapping[str, Any], target: str) -> dict[str, An
     return settings
 
 
-def _init_parallel(
-    settings: dict[str, Any], parallel: Mapping[str, Any], target: str, root: Path
-) -> tuple[int, int]:
+def _init_parallel(settings: dict[str, Any], parallel: Mapping[str, Any], target: str, root: Path) -> tuple[int, int]:
     _check_launched(target)
     try:
         communication.init()
