@@ -98,7 +98,6 @@ ALIASES: dict[str, dict[str, str]] = {
         "adam": "Adam",
         "adagrad": "Adagrad",
         "fp32_adamw": "FP32StateAdamWeightDecay",
-        "fused_adamw": "FusedAdamWeightDecay",
     },
     MindFormerModuleType.LR: {
         "constant_with_warmup": "ConstantWarmUpLR",

@@ -51,6 +51,7 @@ def load_config(
     reader.problems += problems
     layer = reader.read()
     layer = apply_overrides(layer, as_overrides(overrides), reader.problems)
+    modernise(layer, reader.warnings, reader.problems)
     places = Places(str(reader.path), layer.places)
     config = _validate(layer.value, places, reader.problems, launch=launch, ranks=ranks)
     config._source = places

@@ -187,7 +187,9 @@ class _Run:
             if row_open:
                 scores = self.processors(self.rows.sequence(i)[None], logits[i : i + 1].astype(np.float32))
                 if np.shape(scores) != (1, logits.shape[1]):
-                    raise ConfigError(f"a logits processor returned shape {np.shape(scores)}, not {(1, logits.shape[1])}")
+                    raise ConfigError(
+                        f"a logits processor returned shape {np.shape(scores)}, not {(1, logits.shape[1])}"
+                    )
                 chosen[i] = scores.argmax() if uniform is None else draw(scores, uniform[i : i + 1], by_rank)[0]
         return chosen
 

@@ -17,7 +17,16 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 
+from mindformers.core.context import device_capabilities
 from mindformers.errors import DeviceError
+
+_DTYPE_FIELDS = (
+    "compute_dtype",
+    "layernorm_compute_type",
+    "param_init_type",
+    "rotary_dtype",
+    "softmax_compute_type",
+)
 
 
 class RMSNorm(nn.Cell):
@@ -116,15 +125,17 @@ def require_dtypes(config: Any) -> None:
     """Refuse, before anything compiles, a dtype the current device has no kernels for.
 
     Raises:
-        DeviceError: a dtype field of the config is bfloat16 and the device is the CPU.
+        DeviceError: a dtype field of the config cannot run on the device.
     """
-    if ms.get_context("device_target") != "CPU":
-        return
-    fields = [f"{name}: {value}" for name, value in config.to_dict().items() if value == "bfloat16"]
+    target = ms.get_context("device_target")
+    allowed = device_capabilities(target).compute_dtypes
+    fields = [
+        f"{name}: {value}" for name, value in config.to_dict().items() if name in _DTYPE_FIELDS and value not in allowed
+    ]
     if fields:
         raise DeviceError(
-            f"model.model_config.{', '.join(fields)}: MindSpore has no bfloat16 kernels on CPU. "
-            "Use float32 or float16, or run with --device_target Ascend"
+            f"model.model_config.{', '.join(fields)}: MindSpore has no such kernels on {target}. "
+            f"Use {' or '.join(sorted(allowed))}, or run with --device_target Ascend"
         )
 
 
@@ -134,5 +145,5 @@ def rms_norm(dim: int, eps: float, compute_type: ms.Type, fused: bool) -> nn.Cel
 
 
 def use_fused_kernels() -> bool:
-    """True when the current device is an Ascend, the only target with fused Llama kernels in MindSpore."""
-    return ms.get_context("device_target") == "Ascend"
+    """True when MindSpore has fused Llama kernels for the current device."""
+    return device_capabilities(ms.get_context("device_target")).fused_kernels

@@ -115,7 +115,7 @@ def build_training(cfg: RunConfig, layout: OutputLayout, dataset: Any = None, ev
     cell.set_train(True)
     if resume is not None:
         restore(train_state(cell), resume, manifest)
-    callbacks = build_callbacks(cfg, progress, layout, cell, manifest)
+    callbacks = build_callbacks(cfg, progress, layout, cell, manifest, resume)
     if cfg.do_eval:
         callbacks.append(_eval_callback(cfg, network, progress, eval_dataset))
     left = (progress.total_steps - progress.start_step) * progress.accumulation
@@ -227,7 +227,12 @@ def _prefix(cfg: RunConfig) -> str | None:
 
 
 def build_callbacks(
-    cfg: RunConfig, progress: TrainProgress, layout: OutputLayout, cell: nn.Cell, manifest: dict[str, Any]
+    cfg: RunConfig,
+    progress: TrainProgress,
+    layout: OutputLayout,
+    cell: nn.Cell,
+    manifest: dict[str, Any],
+    resume: ResumePoint | None,
 ) -> list[Any]:
     """The callbacks of the YAML, bound to this run; the guard against a NaN loss comes before the save."""
     sections = [{"type": section.type, **section.options()} for section in cfg.callbacks]
@@ -239,7 +244,7 @@ def build_callbacks(
     monitors = [c for c in callbacks if isinstance(c, CheckpointMonitor)]
     for callback in callbacks:
         if isinstance(callback, CheckpointMonitor):
-            callback.bind(progress, layout, lambda: train_state(cell), manifest)
+            callback.bind(progress, layout, lambda: train_state(cell), manifest, resume and resume.path)
         elif isinstance(callback, MFLossMonitor):
             callback.bind(progress, layout.metrics_file, lambda: _last_saved(monitors), rank=layout.rank)
         elif isinstance(callback, ProfileMonitor):

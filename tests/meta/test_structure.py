@@ -30,6 +30,7 @@ ROWS = {
     "mindformers.checkpoint.layout": 1,
     "mindformers.core": 2,
     "mindformers.core.context": 1,
+    "mindformers.core.context_config": 1,
     "mindformers.core.throughput": 1,
     "mindformers.core.progress": 1,
     "mindformers.checkpoint": 2,

@@ -69,6 +69,13 @@ def test_batch_gives_the_same_ids_as_one_by_one(plain: LlamaTokenizer) -> None:
 
 def test_known_ids(plain: LlamaTokenizer) -> None:
     assert plain("Once upon a time")["input_ids"] == [1, 9038, 2501, 263, 931]
-    assert plain.encode("\u4f60\u597d\uff0c\u4e16\u754c", add_special_tokens=False) == [29871, 30919, 31076, 30214, 30793, 30967]
+    assert plain.encode("\u4f60\u597d\uff0c\u4e16\u754c", add_special_tokens=False) == [
+        29871,
+        30919,
+        31076,
+        30214,
+        30793,
+        30967,
+    ]
     assert plain.decode([1, 306, 5360]) == "<s>I love"
     assert plain.decode([1, 306, 5360, 2]) == "<s> I love</s>"

@@ -22,7 +22,7 @@ from mindformers.config.schema.parallel import TransformerOpParallelConfig
 
 
 def _null_is_none_text(value: Any) -> Any:
-    return "None" if value is None else value
+    return "None" if value in (None, "null", "~") else value
 
 
 ExtendMethod = Annotated[Literal["None", "PI", "NTK"], BeforeValidator(_null_is_none_text)]

@@ -80,14 +80,27 @@ def test_precedence(command):
 
 def test_values_are_typed_by_the_schema(command):
     cfg = command(
-        *("--options", "do_eval=True", "use_parallel=False", "trainer.model_name=123", "save_file=a=b"),
+        *(
+            "--options",
+            "profile=True",
+            "use_parallel=False",
+            "register_path=null",
+            "trainer.model_name=123",
+            "save_file=a=b",
+        ),
         *("--train_dataset.input_columns", "[input_ids,labels]", "--eval_dataset.input_columns=input_ids,labels"),
         *("--model.model_config.extend_method", "null", "--optimizer.eps", "1e-7", "--context.mode", "GRAPH_MODE"),
-        *("--runner_wrapper.scale_sense", "128", "--model.model_config.eos_token_id", "[2,3]", "--lr_schedule.lr_end=0"),
-        *("--eval_step_interval", "-1", "--register_path", "null", "--context.ascend_config.precision_mode", "x"),
+        *(
+            "--runner_wrapper.scale_sense",
+            "128",
+            "--model.model_config.eos_token_id",
+            "[2,3]",
+            "--lr_schedule.lr_end=0",
+        ),
+        *("--eval_step_interval", "-1", "--context.ascend_config.precision_mode", "x"),
         *("--model.model_config.n_kv_heads", "null"),
     )
-    assert (cfg.do_eval, cfg.use_parallel, cfg.trainer.model_name, cfg.save_file) == (True, False, "123", "a=b")
+    assert (cfg.profile, cfg.use_parallel, cfg.trainer.model_name, cfg.save_file) == (True, False, "123", "a=b")
     assert cfg.train_dataset.input_columns == cfg.eval_dataset.input_columns == ["input_ids", "labels"]
     assert (cfg.model.config.extend_method, cfg.optimizer.eps, cfg.context.mode) == ("None", 1e-7, "GRAPH_MODE")
     assert (cfg.runner_wrapper.scale_sense, cfg.model.config.eos_token_id) == (128, [2, 3])

@@ -25,12 +25,9 @@ def test_the_message_of_the_style_guide(tmp_path):
         f"{path}: 4 problems",
         "  line 12: runner_config.epoch: unknown key. Did you mean 'epochs'? (keys: epochs, batch_size, "
         "gradient_accumulation_steps, sink_mode, sink_size, initial_epoch)",
-        "  override parallel_config.model_parallel=3: 4 attention heads are not "
-        "divisible by model_parallel 3",
-        "  override parallel_config.model_parallel=3: 4 key/value heads are not "
-        "divisible by model_parallel 3",
-        "  override parallel_config.model_parallel=3: 256 feed-forward columns are not "
-        "divisible by model_parallel 3",
+        "  override parallel_config.model_parallel=3: 4 attention heads are not divisible by model_parallel 3",
+        "  override parallel_config.model_parallel=3: 4 key/value heads are not divisible by model_parallel 3",
+        "  override parallel_config.model_parallel=3: 256 feed-forward columns are not divisible by model_parallel 3",
     ]
 
 
@@ -58,8 +55,14 @@ def test_the_message_of_the_style_guide(tmp_path):
         ("callbacks: [{type: MFLossMonitor, tensorbord: 1}]", "line 11: callbacks.0.tensorbord: unknown key. Did you"),
         ("callbacks: 3", "line 11: callbacks: must be a list"),
         ("metric: {type: Perplexity}", "line 11: metric.type: no metric is called 'Perplexity'. Did you mean 'Perplex"),
-        ("runner_wrapper: {type: wrapper, scale_sense: 0}", "line 11: runner_wrapper.scale_sense: must be above 0, got 0"),
-        ("runner_wrapper: {type: wrapper, scale_sense: {scale_facto: 2}}", "runner_wrapper.scale_sense.scale_facto: unk"),
+        (
+            "runner_wrapper: {type: wrapper, scale_sense: 0}",
+            "line 11: runner_wrapper.scale_sense: must be above 0, got 0",
+        ),
+        (
+            "runner_wrapper: {type: wrapper, scale_sense: {scale_facto: 2}}",
+            "runner_wrapper.scale_sense.scale_facto: unk",
+        ),
         ("runner_config: {sink_size: 0}", "line 11: runner_config.sink_size: must be -1 or above 0, got 0"),
         ("runner_config: {epochs: 2, initial_epoch: 2}", "runner_config.initial_epoch: 2 is not below epochs 2"),
         ("parallel_config: {data_parallel: 0}", "line 11: parallel_config.data_parallel: must be above 0, got 0"),
@@ -168,9 +171,15 @@ def test_missing_base_suggests(tmp_path):
 
 
 def test_another_type_keeps_what_it_understands(tmp_path):
-    write(tmp_path, SMALL + "lr_schedule: {type: cosine, learning_rate: 1e-3, num_cycles: 1, warmup_ratio: 0.1}\n", "a.yaml")
+    write(
+        tmp_path,
+        SMALL + "lr_schedule: {type: cosine, learning_rate: 1e-3, num_cycles: 1, warmup_ratio: 0.1}\n",
+        "a.yaml",
+    )
     cfg = load_config(
-        write(tmp_path, "base_config: a.yaml\nlr_schedule: {type: linear, warmup_steps: 5}\noptimizer: {type: Momentum}\n"),
+        write(
+            tmp_path, "base_config: a.yaml\nlr_schedule: {type: linear, warmup_steps: 5}\noptimizer: {type: Momentum}\n"
+        ),
         ["optimizer.momentum=0.9"],
     )
     assert cfg.lr_schedule.options() == {
@@ -181,7 +190,12 @@ def test_another_type_keeps_what_it_understands(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "expected"),
-    [("", "line 1: the file is empty"), ("# x\n", "line 1: the file is empty"), ("- 1\n", "must hold keys"), ("3", "one int")],
+    [
+        ("", "line 1: the file is empty"),
+        ("# x\n", "line 1: the file is empty"),
+        ("- 1\n", "must hold keys"),
+        ("3", "one int"),
+    ],
 )
 def test_files_without_keys(tmp_path, content, expected):
     assert expected in problems(write(tmp_path, content))[0]

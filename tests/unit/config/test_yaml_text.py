@@ -87,7 +87,11 @@ def test_problems_keep_the_value_usable(text, line, words):
         ("a: 1\nb: \x07\n", 2, "U+0007"),
         ("[" * 3000, 1, "deeper than"),
         ("\n".join(["a0: &a0 1", *(f"a{i}: &a{i} [*a{i - 1}]" for i in range(1, 99))]), 0, "by aliases"),
-        ("a: &a [1,1]\nb: &b [" + "*a," * 99 + "]\nc: &c [" + "*b," * 99 + "]\nd: [" + "*c," * 99 + "]", 0, "more than"),
+        (
+            "a: &a [1,1]\nb: &b [" + "*a," * 99 + "]\nc: &c [" + "*b," * 99 + "]\nd: [" + "*c," * 99 + "]",
+            0,
+            "more than",
+        ),
     ],
 )
 def test_text_that_is_not_yaml(text, line, words):

@@ -21,7 +21,7 @@ def context(number: int, loss: float, overflow: bool = False, scale: float = 1.0
     return SimpleNamespace(original_args=lambda: params)
 
 
-@pytest.fixture()
+@pytest.fixture
 def lines() -> list[str]:
     """What the monitor logs."""
     seen: list[str] = []
