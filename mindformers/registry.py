@@ -5,6 +5,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -328,7 +329,7 @@ def import_user_modules(paths: str | Iterable[str]) -> list[ModuleType]:
 def _import_file(file: Path) -> ModuleType:
     package = file.name == "__init__.py"
     stem = file.parent.name if package else file.stem
-    name = f"mindformers_user_{stem}_{abs(hash(str(file))):x}"
+    name = f"mindformers_user_{stem}_{zlib.crc32(str(file).encode()):08x}"
     if name in sys.modules:
         return sys.modules[name]
     search = [str(file.parent)] if package else None

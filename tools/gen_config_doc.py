@@ -16,10 +16,11 @@ from mindformers.errors import run_cli
 TARGET = Path(__file__).resolve().parent.parent / "docs" / "config.md"
 HEAD = """# Every key of the config
 
-Generated from the schema by `python tools/gen_config_doc.py`; do not edit. The keys of a YAML file, of `--a.b.c VALUE` and of
-`--options a.b.c=VALUE` are the same. A key that is not listed here is an error, with the nearest key in the message.
-`base_config: FILE` (or a list, relative to the file) takes another file's keys where this one gives none: mappings merge
-key by key, lists are replaced as a whole, and a section that gets another `type` keeps the arguments the new type has.
+Generated from the schema by `python tools/gen_config_doc.py`; do not edit. The keys of a YAML file, of
+`--a.b.c VALUE` and of `--options a.b.c=VALUE` are the same. A key that is not listed here is an error, with the
+nearest key in the message. `base_config: FILE` (or a list, relative to the file) takes another file's keys where this
+one gives none: mappings merge key by key, lists are replaced as a whole, and a section that gets another `type` keeps
+the arguments the new type has.
 
 `python -m mindformers show FILE` prints a file with everything it inherits. What changed against the old library:
 [differences.md](differences.md).

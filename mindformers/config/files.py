@@ -34,6 +34,8 @@ def find_config(name: str | Path) -> Path:
     """
     path = Path(name)
     candidates = [path] if path.is_absolute() else [path, _PACKAGE.parent / path]
+    if path.parts[:1] == ("configs",):  # an installed package has them inside
+        candidates.append(_PACKAGE / "_configs" / Path(*path.parts[1:]))
     for candidate in candidates:
         if candidate.is_file():
             return candidate

@@ -17,7 +17,7 @@ from mindformers.config.schema.base import Finding, Section, collecting
 from mindformers.config.schema.checks import launch_findings, rank_findings
 from mindformers.config.schema.run import RunConfig
 from mindformers.config.tree import Path, value_at, yaml_name
-from mindformers.config.yaml_text import Document, YamlProblem, read_text
+from mindformers.config.yaml_text import Document, YamlError, read_text
 from mindformers.errors import ConfigError
 from mindformers.registry import import_user_modules
 
@@ -91,7 +91,7 @@ class _Reader:
         """The file over its bases."""
         try:
             return self._file(self.path, ())
-        except YamlProblem as error:
+        except YamlError as error:
             raise_problems(Places(str(self.path)), [*self.problems, error.problem])
             raise
 
@@ -99,10 +99,10 @@ class _Reader:
         document = Document(read_text(path), str(path))
         self.problems += document.problems
         if document.value is None:
-            raise YamlProblem(Problem((), "the file is empty", place=Place(str(path), 1)))
+            raise YamlError(Problem((), "the file is empty", place=Place(str(path), 1)))
         if not isinstance(document.value, dict):
             what = type(document.value).__name__
-            raise YamlProblem(Problem((), f"must hold keys (seed: 0, ...), got one {what}", place=Place(str(path), 1)))
+            raise YamlError(Problem((), f"must hold keys (seed: 0, ...), got one {what}", place=Place(str(path), 1)))
         layer = Layer(document.value, document.places)
         bases = layer.value.pop("base_config", None)
         modernise(layer, self.warnings, self.problems)

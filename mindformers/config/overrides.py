@@ -4,12 +4,12 @@
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, get_origin
 
 from mindformers.config.merge import Layer
 from mindformers.config.problems import Place, Problem, dotted, unknown_key
 from mindformers.config.schema.run import RunConfig
-from mindformers.config.tree import Path, Spot, branches, find_spot, sections_in, step
+from mindformers.config.tree import Path, Spot, branches, find_spot, literals, sections_in, step
 from mindformers.config.yaml_text import parse_inline
 from mindformers.errors import ConfigError
 from mindformers.registry import ALIASES, MindFormerModuleType
@@ -79,7 +79,7 @@ def apply_overrides(layer: Layer, overrides: Iterable[Override], problems: list[
         try:
             layer = _apply(layer, override)
             touched[override.key] = override
-        except _BadOverride as error:
+        except _OverrideError as error:
             problems.append(Problem(error.path, str(error), place=override.place))
     for key, other in _LINKED.items():
         path = tuple(other.split("."))
@@ -89,7 +89,7 @@ def apply_overrides(layer: Layer, overrides: Iterable[Override], problems: list[
     return layer
 
 
-class _BadOverride(ConfigError):
+class _OverrideError(ConfigError):
     def __init__(self, path: Path, message: str) -> None:
         super().__init__(message)
         self.path = path
@@ -99,10 +99,10 @@ def _apply(layer: Layer, override: Override) -> Layer:
     path = _resolve(override.key, layer.value)
     spot = find_spot(RunConfig, path, layer.value)
     if not spot.known:
-        raise _BadOverride(path, _unknown(spot, path))
+        raise _OverrideError(path, _unknown(spot, path))
     value = read_value(spot, override.value) if override.is_text else override.value
     if isinstance(value, ConfigError):
-        raise _BadOverride(path, str(value))
+        raise _OverrideError(path, str(value))
     upper: Any = value
     index = max((depth for depth, key in enumerate(path) if isinstance(key, int)), default=None)
     if index is not None:  # lists are replaced as a whole when layers merge, so the change is made in a copy
@@ -137,7 +137,7 @@ def _index(part: str, entries: list[Any], path: Path) -> int:
         if name and aliases.get(name, name) == aliases.get(part, part):
             return index
     choices = [*map(str, range(len(entries))), *filter(None, names)]
-    raise _BadOverride((*path, part), f"no such entry.{did_you_mean(part, choices)}")
+    raise _OverrideError((*path, part), f"no such entry.{did_you_mean(part, choices)}")
 
 
 def _list_with(tree: Any, path: Path, value: Any) -> Any:
@@ -181,14 +181,13 @@ def read_value(spot: Spot, text: Any) -> Any:
     if not isinstance(text, str):
         return text
     kinds = {get_origin(branch) or branch for _, branch in branches(spot.annotation)}
+    choices = literals(spot.annotation)
     listed = list in kinds or tuple in kinds
-    takes_text = str in kinds or any(isinstance(value, str) for value in _choices(spot))
+    takes_text = str in kinds or any(isinstance(value, str) for value in choices)
     if takes_text and not (listed and text.lstrip().startswith("[")):
         if type(None) in kinds and text.strip().lower() in ("null", "none", "~"):
             return None
-        if Literal in kinds and any(not isinstance(value, str) for value in _choices(spot)) and str not in kinds:
-            return next((value for value in _choices(spot) if str(value) == text), text)
-        return text
+        return text if str in kinds else next((value for value in choices if str(value) == text), text)
     try:
         value = parse_inline(text)
     except ConfigError as error:
@@ -200,12 +199,6 @@ def read_value(spot: Spot, text: Any) -> Any:
     if sections_in(spot.annotation) and not isinstance(value, dict | list) and float not in kinds and int not in kinds:
         return text
     return text if value is None else value
-
-
-def _choices(spot: Spot) -> list[Any]:
-    return [
-        value for _, branch in branches(spot.annotation) if get_origin(branch) is Literal for value in get_args(branch)
-    ]
 
 
 def split_option(word: str, flag: str) -> tuple[str, str]:

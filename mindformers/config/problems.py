@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Problems of a config: pydantic's errors in the user's words, and all of them in one message with their lines."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache
@@ -8,7 +9,7 @@ from typing import Any, get_args, get_origin
 
 from pydantic import ValidationError
 
-from mindformers.config.schema.base import Section, type_names
+from mindformers.config.schema.base import Section, count_problems, type_names
 from mindformers.config.tree import (
     Path,
     branches,
@@ -82,11 +83,6 @@ def dotted(path: Path) -> str:
     return ".".join(map(str, path))
 
 
-def count(number: int) -> str:
-    """``1 problem``, ``2 problems``."""
-    return f"{number} problem" + ("" if number == 1 else "s")
-
-
 def raise_problems(places: Places, problems: Iterable[Problem]) -> None:
     """Raise one ConfigError with every problem, in the order of the lines; do nothing when there is none."""
     entries = []
@@ -96,20 +92,15 @@ def raise_problems(places: Places, problems: Iterable[Problem]) -> None:
         if place is None:
             entries.append((2, "", 0, f"{key}{problem.message}"))
         elif place.flag:
-            typed = place.flag.removeprefix("--options ").removeprefix("override ")
-            shown = (
-                ""
-                if typed.startswith(f"--{dotted(problem.path)}") or typed.startswith(f"{dotted(problem.path)}=")
-                else key
-            )
-            entries.append((3, "", 0, f"{place.flag}: {shown}{problem.message}"))
+            named = re.match(r"(?:--options |override |--)" + re.escape(dotted(problem.path)) + "[ =]", place.flag)
+            entries.append((3, "", 0, f"{place.flag}: {'' if named else key}{problem.message}"))
         else:
             own = place.file == places.file
             where = f"line {place.line}" if own else f"{place.file} line {place.line}"
             entries.append((0 if own else 1, place.file, place.line, f"{where}: {key}{problem.message}"))
     if entries:
         lines = [f"  {text}" for *_, text in sorted(entries, key=lambda entry: entry[:3])]
-        raise ConfigError("\n".join([f"{places.file}: {count(len(lines))}", *lines]))
+        raise ConfigError("\n".join([f"{places.file}: {count_problems(len(lines))}", *lines]))
 
 
 def problems_of(root: type[Section], error: ValidationError, data: Any) -> list[Problem]:

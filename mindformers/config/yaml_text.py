@@ -52,7 +52,7 @@ _resolver("merge", r"^(?:<<)$", "<")
 _Loader.yaml_implicit_resolvers.setdefault("", []).append(("tag:yaml.org,2002:null", re.compile(r"^$")))
 
 
-class YamlProblem(ConfigError):
+class YamlError(ConfigError):
     """The text is not YAML as a config needs it; carries the problem for the collected message."""
 
     def __init__(self, problem: Problem) -> None:
@@ -83,9 +83,9 @@ class Document:
     def _convert(self, node: yaml.Node, path: Path, above: tuple[int, ...]) -> Any:
         self._nodes += 1
         if self._nodes > _MAX_NODES:
-            raise YamlProblem(Problem((), f"more than {_MAX_NODES} values: aliases that unfold without end?"))
+            raise YamlError(Problem((), f"more than {_MAX_NODES} values: aliases that unfold without end?"))
         if len(above) > _MAX_DEPTH:
-            raise YamlProblem(Problem((), f"nested deeper than {_MAX_DEPTH} levels by aliases"))
+            raise YamlError(Problem((), f"nested deeper than {_MAX_DEPTH} levels by aliases"))
         if id(node) in above:
             self._problem(node, path, "an alias that contains itself")
             return None
@@ -143,7 +143,7 @@ class Document:
             if tag == "float":
                 return float(re.sub(r"\.(inf|nan)$", r"\1", text, flags=re.IGNORECASE).replace("_", ""))
         except (ValueError, KeyError):
-            self._problem(node, path, f"{ascii(text[:40])} is not a value of type {tag}")
+            self._problem(node, path, f"{text[:40]!a} is not a value of type {tag}")
             return None
         self._problem(node, path, f"the tag {node.tag} is not allowed; write plain values")
         return None
@@ -162,29 +162,29 @@ def _compose(text: str, file: str) -> yaml.Node | None:
         if "'\\t'" in what:
             what = "a tab; YAML is indented with spaces"
         place = Place(file, mark.line + 1 if mark else 1)
-        raise YamlProblem(Problem((), f"not valid YAML: {what}", place=place)) from None
+        raise YamlError(Problem((), f"not valid YAML: {what}", place=place)) from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         message = f"the character U+{ord(text[error.position]):04X} is not allowed in YAML"
-        raise YamlProblem(Problem((), message, place=Place(file, line))) from None
+        raise YamlError(Problem((), message, place=Place(file, line))) from None
     except (ValueError, OverflowError) as error:  # "\UFFFFFFFF" is no character
-        raise YamlProblem(Problem((), f"not valid YAML: {error}", place=Place(file, 1))) from None
+        raise YamlError(Problem((), f"not valid YAML: {error}", place=Place(file, 1))) from None
 
 
 def read_text(path: FilePath) -> str:
     """The text of a file, UTF-8 with or without a byte order mark.
 
     Raises:
-        YamlProblem: it cannot be read, or is not UTF-8.
+        YamlError: it cannot be read, or is not UTF-8.
     """
     try:
         if (size := path.stat().st_size) > _MAX_BYTES:
-            raise YamlProblem(Problem((), f"{size} bytes is too large for a config (at most {_MAX_BYTES})"))
+            raise YamlError(Problem((), f"{size} bytes is too large for a config (at most {_MAX_BYTES})"))
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise YamlProblem(Problem((), f"not a text file (byte {error.start} is not UTF-8)")) from None
+        raise YamlError(Problem((), f"not a text file (byte {error.start} is not UTF-8)")) from None
     except OSError as error:
-        raise YamlProblem(Problem((), f"cannot be read: {error.strerror or error}")) from None
+        raise YamlError(Problem((), f"cannot be read: {error.strerror or error}")) from None
 
 
 def parse_inline(text: str) -> Any:

@@ -289,7 +289,8 @@ def _parallel_settings(parallel: Mapping[str, Any], target: str) -> dict[str, An
     automatic = mode in ("semi_auto_parallel", "auto_parallel")
     if automatic and target == "CPU":
         raise DeviceError(
-            f"MindSpore cannot run {mode} on CPU: set parallel.parallel_mode to 0 (data parallel), or use_parallel to False"
+            f"MindSpore cannot run {mode} on CPU: set parallel.parallel_mode to 0 (data parallel), "
+            "or use_parallel to False"
         )
     settings = {"parallel_mode": mode} | {key: parallel[key] for key in PARALLEL_PASSED if key in parallel}
     if automatic:

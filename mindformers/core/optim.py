@@ -16,6 +16,7 @@ from numbers import Real
 from typing import Any
 
 import mindspore as ms
+import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 
@@ -151,6 +152,10 @@ class _AdamBase(nn.Optimizer):
 
         Args:
             gradients: one per parameter, in the order of ``self.parameters``, of any float type.
+
+        Returns:
+            A tuple of True. A caller that runs the update in a branch must make an output depend on it
+            (``ops.depend``): MindSpore 2.10 silently drops such a branch in some graphs.
         """
         lr = self.get_lr()
         decay = self.get_weight_decay()
@@ -271,7 +276,9 @@ class AdamW(_AdamBase):
 
 
 def _log(beta: float) -> float:
-    return math.log(beta) if beta > 0 else -math.inf
+    """Logarithm of beta as the kernel has it: what it averages with rounded weights must be divided by their sum."""
+    rounded = float(np.float32(beta))
+    return math.log(rounded) if rounded > 0 else -math.inf
 
 
 def _fp32_state(parameters: ParameterTuple, prefix: str) -> ParameterTuple:

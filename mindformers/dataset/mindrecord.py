@@ -164,8 +164,8 @@ class MindRecordWriter:
     def _write_rows(self, rows: list[dict[str, np.ndarray]]) -> None:
         """Hand rows to MindSpore, behind its per-record checks in Python where these can be left out.
 
-        The checks (done above, for a whole array at once) take twice the time of the writing. The function behind them exists in 2.10;
-        without it, or for several columns, the public one serves.
+        The checks (done above, for a whole array at once) take twice the time of the writing. The function
+        behind them exists in 2.10; without it, or for several columns, the public one serves.
         """
         native = getattr(getattr(getattr(self._writer, "_writer", None), "_writer", None), "write_raw_data", None)
         if native is None or not self._opened or len(self._columns) > 1:

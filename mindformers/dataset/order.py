@@ -76,7 +76,7 @@ def rank_records(
         int64 array of record numbers.
     """
     full_steps = len(order) // global_batch_size
-    batches = order[: full_steps * global_batch_size].reshape(full_steps, num_shards, -1)  # (steps, R, G/R)
+    batches = order[: full_steps * global_batch_size].reshape(full_steps, num_shards, global_batch_size // num_shards)
     records = batches[first_step:, shard_id].reshape(-1)
     tail = order[full_steps * global_batch_size :]
     if drop_remainder or not len(tail) or first_step > full_steps:

@@ -13,9 +13,12 @@ from mindformers.config.yaml_text import Document
 from tests.helpers import REPO
 
 FILES = sorted(configs_dir().rglob("*.yaml"))
-OLD_NAMES = """run_llama2_7b run_llama2_7b_910b run_llama2_7b_910b_finetune run_llama2_7b_lora_910b run_llama2_13b
-run_llama2_13b_910b run_llama2_13b_910b_finetune run_llama2_13b_lora_910b run_llama2_70b run_llama2_70b_910b
-run_llama2_70b_910b_finetune predict_llama2_70b_910b export_llama2_7b export_llama2_13b""".split()
+OLD_NAMES = {
+    *(f"run_llama2_{name}" for name in ("7b", "7b_910b", "7b_910b_finetune", "7b_lora_910b")),
+    *(f"run_llama2_{name}" for name in ("13b", "13b_910b", "13b_910b_finetune", "13b_lora_910b")),
+    *(f"run_llama2_{name}" for name in ("70b", "70b_910b", "70b_910b_finetune")),
+    *("predict_llama2_70b_910b", "export_llama2_7b", "export_llama2_13b"),
+}
 
 # name: run_mode, epochs, batch, beta2, lr, lr_end, train columns, eval columns, dp, mp, pp, micro batches, loss scale,
 # recompute, select, seq_length

@@ -70,13 +70,13 @@ def test_cp(tmp_path, capsys):
     assert capsys.readouterr().out == f"{target}\n"
     assert load_config(target) == load_config("run_llama2_7b")
     assert "base_config" not in target.read_text(encoding="utf-8")
-    with pytest.raises(ConfigError, match="mine.yaml exists; --force"):
+    with pytest.raises(ConfigError, match=r"mine.yaml exists; --force"):
         main(["cp", "run_llama2_7b", str(target)])
     assert main(["cp", "run_llama2_13b", str(target), "--force"]) == 0
     assert load_config(target).trainer.model_name == "llama2_13b"
     assert main(["cp", "run_llama2_tiny", str(tmp_path)]) == 0
     assert (tmp_path / "run_llama2_tiny.yaml").is_file()
-    with pytest.raises(ConfigError, match="Did you mean 'run_llama2_7b'"):
+    with pytest.raises(ConfigError, match=r"Did you mean 'run_llama2_7b'"):
         main(["cp", "run_lama2_7b", str(tmp_path / "x.yaml")])
     with pytest.raises(ConfigError, match=r"must end in .yaml"):
         main(["cp", "run_llama2_7b", str(tmp_path / "x.txt")])
@@ -102,14 +102,14 @@ def test_public_names_resolve(name):
 
 
 def test_the_package_is_lazy():
-    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+    with pytest.raises(AttributeError, match=r"no attribute 'Nothing'"):
         _ = mindformers.Nothing
     assert mindformers.__version__ == importlib.import_module("mindformers.version").__version__
 
 
 def test_small_helpers(monkeypatch, tmp_path):
     assert [str2bool(text) for text in ("True", "false", " TRUE ", True)] == [True, False, True, True]
-    with pytest.raises(ConfigError, match="expected True or False, got 'yes'"):
+    with pytest.raises(ConfigError, match=r"expected True or False, got 'yes'"):
         str2bool("yes")
     words = ("3", "1.5", "True", "none", "[1, 2]", '{"a": 1}', "a b", "1.0")
     assert [parse_value(word) for word in words] == [3, 1.5, True, None, [1, 2], {"a": 1}, "a b", 1.0]

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The registry: names, duplicates, aliases, MindSpore's classes, arguments, and the user's own modules."""
 
+import inspect
 import subprocess
 import sys
 from functools import partial
@@ -8,6 +9,8 @@ from functools import partial
 import pytest
 
 from mindformers.config import load_config
+from mindformers.config.schema import callbacks, train
+from mindformers.config.schema.base import OWN_TYPES, type_names
 from mindformers.errors import ConfigError
 from mindformers.registry import (
     ALIASES,
@@ -64,7 +67,7 @@ def test_a_taken_name_is_an_error():
     MindFormerRegister.register_cls(again, TOOLS)  # the same definition, as after a reload
     with pytest.raises(ConfigError, match=r"'Thing' is already registered by .*make.*; elsewhere.Thing needs another"):
         MindFormerRegister.register_cls(other, TOOLS)
-    with pytest.raises(ConfigError, match="'Thing' is already registered"):
+    with pytest.raises(ConfigError, match=r"'Thing' is already registered"):
         MindFormerRegister.register(TOOLS, alias="Thing")(type("Another", (), {}))
 
 
@@ -73,11 +76,11 @@ def test_unknown_names_list_the_choices():
         ConfigError, match=r"no optimizer is called 'Momentun'. Did you mean 'Momentum'\? \(allowed: .*SGD"
     ):
         MindFormerRegister.get_cls(OPTIMIZER, "Momentun")
-    with pytest.raises(ConfigError, match="no such kind of component: 'optimiser'. Did you mean 'optimizer'"):
+    with pytest.raises(ConfigError, match=r"no such kind of component: 'optimiser'. Did you mean 'optimizer'"):
         MindFormerRegister.get_cls("optimiser", "Momentum")
-    with pytest.raises(ConfigError, match="no such kind"):
+    with pytest.raises(ConfigError, match=r"no such kind"):
         MindFormerRegister.register("optimiser")(type("A", (), {}))
-    with pytest.raises(ConfigError, match="must be a name, got None"):
+    with pytest.raises(ConfigError, match=r"must be a name, got None"):
         MindFormerRegister.get_cls(OPTIMIZER)
     assert not MindFormerRegister.is_exist("optimiser")
     assert not MindFormerRegister.is_exist(OPTIMIZER, "Momentun")
@@ -92,7 +95,7 @@ def test_names_of_mindspore_resolve(kind):
 
 @pytest.mark.parametrize("kind", sorted(PROVIDERS))
 def test_own_packages_can_be_imported_for_a_miss(kind):
-    with pytest.raises(ConfigError, match="'NoSuchName'"):
+    with pytest.raises(ConfigError, match=r"'NoSuchName'"):
         MindFormerRegister.get_cls(kind, "NoSuchName")
 
 
@@ -100,6 +103,24 @@ def test_own_packages_can_be_imported_for_a_miss(kind):
 def test_aliases_resolve(kind):
     for alias, name in ALIASES[kind].items():
         assert MindFormerRegister.get_cls(kind, alias) is MindFormerRegister.get_cls(kind, name)
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        *(getattr(callbacks, name) for name in OWN_TYPES[MindFormerModuleType.CALLBACK] if name != "CheckpointMointor"),
+        *(getattr(train, name) for name in ("FP32StateAdamWeightDecay", "AdamW", "TrainOneStep", "WarmUpDecayLR")),
+        *(getattr(train, name) for name in OWN_TYPES[MindFormerModuleType.LR] if hasattr(train, name)),
+    ],
+    ids=lambda section: section.__name__,
+)
+def test_the_schemas_arguments_are_those_of_the_class(section):
+    name = type_names(section)[0]
+    kind = next(kind for kind, names in OWN_TYPES.items() if name in names)
+    accepted = set(inspect.signature(MindFormerRegister.get_cls(kind, name)).parameters)
+    inert = {key for key, info in section.model_fields.items() if "inert" in (info.json_schema_extra or {})}
+    resolved_before = {"type", "warmup_ratio", "warmup_epochs"}  # core.lr turns the last two into steps
+    assert set(section.model_fields) - inert - resolved_before <= accepted
 
 
 def test_mindspore_is_imported_only_when_a_class_is_needed():
@@ -136,14 +157,14 @@ def test_errors_of_constructors_pass_through():
         def __init__(self):
             raise KeyError("inside") from ValueError("cause")
 
-    with pytest.raises(KeyError, match="inside") as caught:
+    with pytest.raises(KeyError, match=r"inside") as caught:
         MindFormerRegister.get_instance_from_cfg({"type": "Broken"}, register(Broken))
     assert isinstance(caught.value.__cause__, ValueError)
 
 
 @pytest.mark.parametrize("cfg", [3, None, {}, {"size": 1}])
 def test_sections_that_name_nothing(cfg):
-    with pytest.raises(ConfigError, match="'type'"):
+    with pytest.raises(ConfigError, match=r"'type'"):
         MindFormerRegister.get_instance_from_cfg(cfg, TOOLS)
 
 
@@ -187,10 +208,10 @@ def test_users_files_with_problems(tmp_path):
     with pytest.raises(ConfigError, match=r"broken.py: ZeroDivisionError: division by zero") as caught:
         import_user_modules(str(broken))
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
-    with pytest.raises(ConfigError, match="syntax.py: SyntaxError"):
+    with pytest.raises(ConfigError, match=r"syntax.py: SyntaxError"):
         import_user_modules(str(write(tmp_path, "x = = 1\n", "syntax.py")))
-    with pytest.raises(ConfigError, match="no such .py file or folder"):
+    with pytest.raises(ConfigError, match=r"no such .py file or folder"):
         import_user_modules(str(tmp_path / "none.py"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ConfigError, match="holds no .py file"):
+    with pytest.raises(ConfigError, match=r"holds no .py file"):
         import_user_modules(str(tmp_path / "empty"))

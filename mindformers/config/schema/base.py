@@ -90,7 +90,7 @@ class Section(BaseModel):
         found = list(self.findings())
         if found:
             lines = [f"  {finding.key}: {finding.message}" for finding in found]
-            raise ConfigError("\n".join([f"{type(self).__name__}: {_count(len(found))}", *lines]))
+            raise ConfigError("\n".join([f"{type(self).__name__}: {count_problems(len(found))}", *lines]))
 
     def to_dict(self) -> dict[str, Any]:
         """The section as plain dicts and lists under its YAML names; keys that are None by default are left out."""
@@ -115,7 +115,8 @@ class Component(Section):
         return {name: value for name, value in values.items() if value is not None}
 
 
-def _count(number: int) -> str:
+def count_problems(number: int) -> str:
+    """``1 problem``, ``2 problems``."""
     return f"{number} problem" + ("" if number == 1 else "s")
 
 
@@ -134,7 +135,7 @@ def _readable(cls: type[Section], error: ValidationError, data: dict[str, Any]) 
 
     found = problems_of(cls, error, data)
     lines = [f"  {'.'.join(map(str, problem.path)) or 'value'}: {problem.message}" for problem in found]
-    return ConfigError("\n".join([f"{cls.__name__}: {_count(len(found))}", *lines]))
+    return ConfigError("\n".join([f"{cls.__name__}: {count_problems(len(found))}", *lines]))
 
 
 def _no_bool(value: Any) -> Any:

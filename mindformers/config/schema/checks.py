@@ -22,10 +22,30 @@ def run_findings(cfg: "RunConfig") -> Iterator[Finding]:
     yield from _parallel(cfg)
     yield from _device(cfg)
     yield from _learning_rate(cfg)
-    if cfg.run_mode == "finetune" and not (cfg.load_checkpoint or cfg.model.config.checkpoint_name_or_path):
-        if not cfg.resume_training:
-            message = f"run_mode finetune needs weights to start from; give it, or {_MODEL}.checkpoint_name_or_path"
-            yield Finding("load_checkpoint", message, (f"{_MODEL}.checkpoint_name_or_path", "run_mode"))
+    yield from _run_mode(cfg)
+
+
+def _run_mode(cfg: "RunConfig") -> Iterator[Finding]:
+    weights = cfg.load_checkpoint or cfg.model.config.checkpoint_name_or_path
+    if cfg.run_mode == "finetune" and not weights and not cfg.resume_training:
+        message = f"run_mode finetune needs weights to start from; give it, or {_MODEL}.checkpoint_name_or_path"
+        yield Finding("load_checkpoint", message, (f"{_MODEL}.checkpoint_name_or_path", "run_mode"))
+    if cfg.run_mode == "predict" and _is_split(cfg) and cfg.parallel_config.data_parallel != 1:
+        message = f"run_mode predict on several ranks needs 1, got {cfg.parallel_config.data_parallel}"
+        yield Finding("parallel_config.data_parallel", message, ("run_mode", "use_parallel"))
+    length = cfg.model.config.seq_length
+    if cfg.run_mode == "export" and cfg.infer.infer_seq_length != length:
+        message = f"{cfg.infer.infer_seq_length} is not the model's seq_length {length}"
+        yield Finding("infer.infer_seq_length", message, (f"{_MODEL}.seq_length", "run_mode"))
+    evaluates = cfg.run_mode == "eval" or cfg.do_eval
+    if evaluates and cfg.metric.type == "EmF1Metric" and "labels" not in cfg.eval_dataset.input_columns:
+        message = f"EmF1Metric needs [input_ids, labels], got {cfg.eval_dataset.input_columns}"
+        yield Finding("eval_dataset.input_columns", message, ("metric", "run_mode"))
+
+
+def _is_split(cfg: "RunConfig") -> bool:
+    """Whether the model is laid out over the ranks by parallel_config (semi-auto or auto parallel)."""
+    return cfg.use_parallel and cfg.parallel.parallel_mode not in (0, "DATA_PARALLEL", "STAND_ALONE")
 
 
 def _section_findings(cfg: "RunConfig") -> Iterator[Finding]:
@@ -88,8 +108,7 @@ def rank_findings(cfg: "RunConfig", ranks: int, source: str) -> Iterator[Finding
         source: where that number comes from, for the message.
     """
     layout = cfg.parallel_config
-    split = cfg.parallel.parallel_mode not in (0, "DATA_PARALLEL", "STAND_ALONE")
-    if cfg.use_parallel and split and layout.ranks != ranks:
+    if _is_split(cfg) and layout.ranks != ranks:
         product = f"{layout.data_parallel} * {layout.model_parallel} * {layout.pipeline_stage} = {layout.ranks}"
         message = f"data_parallel * model_parallel * pipeline_stage is {product}, but {source} is {ranks}"
         keys = ("data_parallel", "model_parallel", "pipeline_stage")

@@ -45,7 +45,9 @@ class ContextSection(Section):
     enable_profiling: bool = inert(False, "profiling from the context", "use the top-level key profile")
     profiling_options: str | None = inert(None, "profiling from the context", "use the top-level key profile")
     enable_graph_kernel: bool = Field(False, description="Fuse ops by graph kernels (jit_level O1).")
-    graph_kernel_flags: str = inert(_GRAPH_KERNEL_FLAGS, "flags of graph kernel fusion", _GONE)
+    graph_kernel_flags: str = Field(
+        _GRAPH_KERNEL_FLAGS, description="Flags of enable_graph_kernel; used on Ascend and GPU only."
+    )
     enable_auto_mixed_precision: bool = inert(False, "automatic mixed precision", "the model's dtype keys decide")
     enable_reduce_precision: bool = inert(True, "automatic lowering of precision", "the model's dtype keys decide")
     auto_tune_mode: str = inert("NO_TUNE", "operator tuning", _GONE)
@@ -57,6 +59,8 @@ class ContextSection(Section):
     env_config_path: str | None = inert(None, "file with settings for the recorder", _GONE)
     save_compile_cache: bool = Field(False, description="Keep compiled graphs on disk and take them at the next start.")
     load_compile_cache: bool = Field(False, description="The same cache as save_compile_cache.")
+    enable_compile_cache: bool = Field(False, description="The same cache as save_compile_cache.")
+    compile_cache_path: str | None = Field(None, description="Folder of the compile cache; MindSpore's if absent.")
     runtime_num_threads: NonNegativeInt | None = Field(
         None, description="CPU threads for kernels; 0 or absent means one per core."
     )

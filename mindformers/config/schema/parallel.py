@@ -8,8 +8,6 @@ from pydantic import Field
 
 from mindformers.config.schema.base import Finding, NonNegativeFloat, NonNegativeInt, PositiveInt, Section, inert
 
-_GONE = "MindSpore 2.10 chooses by itself"
-
 
 class ParallelOptimizerConfig(Section):
     """Key ``parallel.parallel_optimizer_config``."""
@@ -42,7 +40,7 @@ class ParallelSection(Section):
     device_num: PositiveInt | None = Field(None, description="Number of ranks; RANK_SIZE of the environment if absent.")
     global_rank: NonNegativeInt | None = Field(None, description="Rank of this process; RANK_ID if absent.")
     gradients_mean: bool = Field(False, description="Average gradients over ranks instead of adding them.")
-    gradient_fp32_sync: bool = inert(True, "exchange gradients in fp32", "gradients travel in the parameter's type")
+    gradient_fp32_sync: bool = Field(True, description="Exchange gradients in fp32.")
     enable_alltoall: bool = Field(False, description="Allow AllToAll when tensors change their layout.")
     full_batch: bool = Field(True, description="Every rank reads the global batch (semi-auto and auto parallel).")
     search_mode: str = Field("sharding_propagation", description="How auto parallel finds strategies.")
@@ -65,7 +63,9 @@ class ParallelSection(Section):
         None, description="Set from parallel_config.pipeline_stage; given here it must agree."
     )
     grad_accumulation_step: int = inert(1, "gradient accumulation", "use runner_config.gradient_accumulation_steps")
-    all_reduce_fusion_config: list[int] | None = inert(None, "where to split fused AllReduces", _GONE)
+    all_reduce_fusion_config: list[int] | None = Field(
+        None, description="Parameters at which fused AllReduces are cut; MindSpore decides if absent."
+    )
     comm_fusion: dict[str, Any] | None = Field(None, description="MindSpore's fusion of communication, passed on.")
 
 

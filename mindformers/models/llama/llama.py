@@ -87,7 +87,7 @@ class LlamaModel(nn.Cell):
             visible: bool (B, S, S), or (B, S, L) when ``read``: which keys each position may see.
             input_embeds: (B, S, H) in place of the embedding of tokens.
             caches: key caches, value caches (one (B*K*L, D) parameter per layer each) and L; they are written.
-            read: attend to the caches, not only among the given positions.
+            read: S = 1, attending to the caches instead of among the given positions.
 
         Returns:
             (T, H) in compute_dtype.
@@ -95,7 +95,10 @@ class LlamaModel(nn.Cell):
         b = tokens.shape[0]
         embedded = self.tok_embeddings(tokens) if input_embeds is None else input_embeds
         h = ops.reshape(ops.cast(embedded, self.compute_dtype), (-1, self.hidden_size))  # (T, H)
-        tables = self.rotary_tables(positions, self.num_heads, self.num_kv_heads)
+        if read:
+            tables = self.rotary_tables.matrices(positions)
+        else:
+            tables = self.rotary_tables(positions, self.num_heads, self.num_kv_heads)
         mask = self._spread_mask(visible)
         if caches is None:
             for layer in self.layers:

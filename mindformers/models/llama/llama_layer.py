@@ -70,6 +70,16 @@ def rotary_frequencies(
     return np.cos(angles), np.sin(angles)
 
 
+def _rotation_entries(half: int) -> np.ndarray:
+    """(D, D*D): how a row of cosines and sines fills the matrix that turns pairs (x_i, x_{i+D/2})."""
+    entries = np.zeros((2 * half, 2 * half, 2 * half))
+    i = np.arange(half)
+    entries[i, i, i] = entries[i, i + half, i + half] = 1.0  # both halves keep cos of their part
+    entries[i + half, i + half, i] = -1.0  # first half: - x_{i+D/2} sin
+    entries[i + half, i, i + half] = 1.0  # second half: + x_i sin
+    return entries.reshape(2 * half, -1)
+
+
 class RotaryTables(nn.Cell):
     """Rows of the rotary tables for given positions, spread over the heads.
 
@@ -86,6 +96,23 @@ class RotaryTables(nn.Cell):
         self.table = Tensor(np.concatenate((cos, sin), -1), rotary_dtype)
         self.scale = float((2 * self.half) ** -0.5)
         self.gather = ops.Gather()
+        self.to_matrix = Tensor(_rotation_entries(self.half), rotary_dtype)
+        self.matmul = ops.MatMul()
+
+    def matrices(self, positions: Tensor) -> tuple:
+        """Rotations of single positions as matrices, for row vectors: ``x @ matrix``.
+
+        One product then turns all heads, where eight elementwise ops would each cost more to launch than to compute.
+
+        Args:
+            positions: int32 (B, 1).
+
+        Returns:
+            (B, D, D) for queries, scaled by 1/sqrt(D), and for keys.
+        """
+        rows = ops.reshape(self.gather(self.table, positions, 0), (-1, 2 * self.half))  # (B, D): cosines, sines
+        turn = ops.reshape(self.matmul(rows, self.to_matrix), (-1, 2 * self.half, 2 * self.half))
+        return turn * self.scale, turn
 
     def _spread(self, rows: Tensor, heads: int) -> Tensor:
         b, _, s, half = rows.shape

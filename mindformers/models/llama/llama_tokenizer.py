@@ -26,6 +26,8 @@ _BASE_OPTIONS = (
 _CLEAN_UP = {" " + mark: mark for mark in (".", "?", "!", ",")} | {" ' ": "'"}
 _CLEAN_UP |= {" " + ending: ending for ending in ("n't", "'m", "'s", "'ve", "'re")}
 
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+
 
 @MindFormerRegister.register(MindFormerModuleType.TOKENIZER)
 class LlamaTokenizer(BaseTokenizer):
@@ -279,6 +281,8 @@ class LlamaTokenizer(BaseTokenizer):
         """A text cut at the special tokens in it: (part, is a special token), empty parts left out."""
         if not isinstance(text, str):
             raise DataError(f"the tokenizer needs a string, got {type(text).__name__}: {repr(text)[:80]}")
+        if not text.isascii() and _SURROGATE.search(text):
+            raise DataError(f"the text holds half a character (a lone surrogate), which is not UTF-8: {text[:80]!a}")
         if self._special_pattern is None:
             return [(text, False)] if text else []
         parts = self._special_pattern.split(text)

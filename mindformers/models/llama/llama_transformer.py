@@ -44,11 +44,21 @@ class LlamaAttention(nn.Cell):
         self.wo = Linear(self.width, config.hidden_size, **types)
         self.rotary = RotaryEmbedding(to_ms_dtype(config.rotary_dtype))
         self.attend = PlainAttention(self.head_dim, to_ms_dtype(config.softmax_compute_type))
+        self.turn = ops.BatchMatMul()
         self.transpose = ops.Transpose()
         self.scatter = ops.ScatterUpdate()
 
     def _heads(self, x: Tensor, batch_size: int, num_heads: int) -> Tensor:
         return self.transpose(ops.reshape(x, (batch_size, -1, num_heads, self.head_dim)), (0, 2, 1, 3))
+
+    def _project_one(self, x: Tensor, turns: tuple, batch_size: int) -> tuple:
+        """q, k, v of one position per sequence: nothing to transpose, and rotations are single products."""
+        turn_q, turn_k = turns  # (B, D, D)
+        q = ops.reshape(self.wq(x), (batch_size, self.num_heads, self.head_dim))
+        k = ops.reshape(self.wk(x), (batch_size, self.num_kv_heads, self.head_dim))
+        q = ops.cast(self.turn(ops.cast(q, turn_q.dtype), turn_q), x.dtype)
+        k = ops.cast(self.turn(ops.cast(k, turn_k.dtype), turn_k), x.dtype)
+        return ops.reshape(q, (batch_size, self.num_kv_heads, self.group, self.head_dim)), k, self.wv(x)
 
     def _project(self, x: Tensor, tables: tuple, batch_size: int) -> tuple:
         cos_q, sin_q, cos_k, sin_k = tables
@@ -75,24 +85,25 @@ class LlamaAttention(nn.Cell):
 
         Args:
             x: (T, H).
-            tables: rotary tables as made by RotaryTables.
+            tables: rotary tables as made by RotaryTables; its matrices when ``read``.
             mask: (B, K, G*S, S), additive; (B, K, G*S, L) when ``read``.
             batch_size: B.
             cache: key and value caches (B*K*L, D) and the rows (B*K*S,) of the new positions, which are written.
-            read: attend to everything the cache holds, not only to the new positions.
+            read: one new position per sequence, S = 1, that attends to everything the cache holds.
 
         Returns:
             (T, H) in compute_dtype.
         """
+        if read:
+            q, k, v = self._project_one(x, tables, batch_size)
+            keys, values = self._write(k, v, cache)
+            shape = (batch_size, self.num_kv_heads, -1, self.head_dim)
+            k = ops.cast(ops.reshape(keys, shape), q.dtype)
+            v = ops.cast(ops.reshape(values, shape), q.dtype)
+            return self.wo(ops.reshape(self.attend(q, k, v, mask), (batch_size, self.width)))
         q, k, v = self._project(x, tables, batch_size)
         if cache is not None:
-            keys, values = self._write(k, v, cache)
-            if read:
-                shape = (batch_size, self.num_kv_heads, -1, self.head_dim)
-                k = ops.cast(ops.reshape(keys, shape), q.dtype)
-                v = ops.cast(ops.reshape(values, shape), q.dtype)
-            else:
-                q = ops.depend(q, (keys, values))
+            q = ops.depend(q, self._write(k, v, cache))
         return self._merge(self.attend(q, k, v, mask), batch_size)
 
     def _write(self, k: Tensor, v: Tensor, cache: tuple) -> tuple:

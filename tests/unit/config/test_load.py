@@ -3,7 +3,7 @@
 
 import pytest
 
-from mindformers.config import load_config, save_config
+from mindformers.config import files, load_config, save_config
 from mindformers.errors import ConfigError
 from tests.unit.config.helpers import SMALL, problems, write
 
@@ -113,6 +113,12 @@ def small_model(**changes):
             + small_model(vocab_size=101),
             "vocab_size 101 is not divisible by model_parallel 2",
         ),
+        (
+            ["use_parallel=True", "run_mode=predict", "parallel_config.data_parallel=2"],
+            "run_mode predict on several ranks needs 1, got 2",
+        ),
+        (["run_mode=export"], "512 is not the model's seq_length 2048"),
+        (["run_mode=eval", "metric.type=EmF1Metric"], "EmF1Metric needs [input_ids, labels], got ['input_ids']"),
         (["use_parallel=True", "parallel.device_num=3"], "= 1, but parallel.device_num is 3"),
         (["use_parallel=True", "parallel.pipeline_stages=2"], "does not agree with parallel_config.pipeline_stage 1"),
         (["use_parallel=True", "model.model_config.offset=[0,0]"], "has 2 entries for pipeline_stage 1"),
@@ -203,8 +209,8 @@ def test_files_without_keys(tmp_path, content, expected):
 
 def test_missing_file_and_folder(tmp_path):
     write(tmp_path, SMALL, "llama.yaml")
-    with pytest.raises(ConfigError, match=r"lama.yaml: no such file. Did you mean .*llama.yaml'\? .* mindformers ls"):
-        load_config(tmp_path / "lama.yaml")
+    with pytest.raises(ConfigError, match=r"llamma.yaml: no such file. Did you mean .*llama.yaml'\? .* mindformers ls"):
+        load_config(tmp_path / "llamma.yaml")
     with pytest.raises(ConfigError, match=r"a folder, not a YAML file \(it holds: llama.yaml\)"):
         load_config(tmp_path)
 
@@ -254,7 +260,8 @@ def test_launch_checks(tmp_path):
     assert "no data given: --train_dataset_dir FILE" in problems(path, launch=True)[0]
     assert "--eval_dataset_dir" in problems(path, ["run_mode=eval"], launch=True)[0]
     assert "--predict_data" in problems(path, ["run_mode=predict"], launch=True)[0]
-    assert "tools/export.py" in problems(path, ["run_mode=export"], launch=True)[0]
+    export = ["run_mode=export", "infer.infer_seq_length=2048"]
+    assert "tools/export.py" in problems(path, export, launch=True)[0]
     data = tmp_path / "train.mindrecord"
     data.write_bytes(b"")
     good = [f"train_dataset.data_loader.dataset_dir={data}"]
@@ -281,5 +288,17 @@ def test_saved_config_loads_back_equal(tmp_path):
 
 def test_saving_where_nothing_can_be_written(tmp_path):
     cfg = load_config(write(tmp_path, SMALL))
-    with pytest.raises(ConfigError, match="cannot be written"):
+    with pytest.raises(ConfigError, match=r"cannot be written"):
         save_config(cfg, write(tmp_path, "", "file") / "x.yaml")
+
+
+def test_configs_inside_an_installed_package(tmp_path, monkeypatch):
+    package = tmp_path / "site-packages" / "mindformers"
+    (package / "_configs" / "llama2").mkdir(parents=True)
+    file = write(package / "_configs" / "llama2", SMALL, "run_x.yaml")
+    monkeypatch.setattr(files, "_PACKAGE", package)
+    assert files.shipped_configs() == {"run_x": file}
+    assert files.find_config("run_x") == files.find_config("configs/llama2/run_x.yaml") == file
+    monkeypatch.setattr(files, "_PACKAGE", tmp_path)
+    with pytest.raises(ConfigError, match="no shipped configs found"):
+        files.configs_dir()

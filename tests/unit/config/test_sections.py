@@ -7,8 +7,11 @@ import pickle
 import pytest
 
 from mindformers.config import LlamaModelConfig, MoEConfig, RunConfig, TransformerOpParallelConfig, load_config
+from mindformers.config.schema.context import ContextSection
+from mindformers.config.schema.parallel import ParallelSection
 from mindformers.config.schema.train import AdamW, CosineWithWarmUpLR
 from mindformers.config.tree import walk_fields
+from mindformers.core.context_config import CONTEXT_KEYS, PARALLEL_KEYS
 from mindformers.errors import ConfigError
 
 
@@ -37,6 +40,11 @@ def test_every_key_of_the_old_tree_is_known():
     assert set(old.split()) <= keys
 
 
+def test_the_context_keys_are_those_that_are_applied():
+    assert set(ContextSection.model_fields) == set(CONTEXT_KEYS)
+    assert set(ParallelSection.model_fields) == set(PARALLEL_KEYS)
+
+
 def test_construction_and_assignment_are_checked():
     config = LlamaModelConfig(hidden_size=64, num_heads=4, theta=5e5, extend_method=None)
     assert (config.rope_theta, config.extend_method) == (5e5, "None")
@@ -45,16 +53,16 @@ def test_construction_and_assignment_are_checked():
     config.check()
     with pytest.raises(ConfigError, match=r"(?s)2 problems.*hidden_size: must be a number.*Did you mean 'num_heads'"):
         LlamaModelConfig(num_head=3, hidden_size=True)
-    with pytest.raises(ConfigError, match="hidden_size: 100 is not divisible by num_heads 32"):
+    with pytest.raises(ConfigError, match=r"hidden_size: 100 is not divisible by num_heads 32"):
         LlamaModelConfig(hidden_size=100)
-    with pytest.raises(ConfigError, match="seq_length: must be a whole number, got 'x'"):
+    with pytest.raises(ConfigError, match=r"seq_length: must be a whole number, got 'x'"):
         config.seq_length = "x"
-    with pytest.raises(ConfigError, match="unknown key 'seq_len'. Did you mean 'seq_length'"):
+    with pytest.raises(ConfigError, match=r"unknown key 'seq_len'. Did you mean 'seq_length'"):
         config.seq_len = 3
     assert config.seq_length == 2048
-    with pytest.raises(ConfigError, match="must be above 0"):
+    with pytest.raises(ConfigError, match=r"must be above 0"):
         TransformerOpParallelConfig(data_parallel=0)
-    with pytest.raises(ConfigError, match="no mixture of experts"):
+    with pytest.raises(ConfigError, match=r"no mixture of experts"):
         MoEConfig(expert_num=2)
 
 
@@ -103,7 +111,7 @@ def test_tied_embeddings_count_once():
 def test_options():
     assert AdamW(beta2=0.95, learning_rate=1).options()["betas"] == (0.9, 0.95)
     assert AdamW(betas=(0.8, 0.9)).options() == {"betas": (0.8, 0.9), "eps": 1e-8, "weight_decay": 0.0}
-    with pytest.raises(ConfigError, match="not both"):
+    with pytest.raises(ConfigError, match=r"not both"):
         AdamW(betas=(0.8, 0.9), beta1=0.8)
     schedule = CosineWithWarmUpLR(type="cosine", warmup_steps=3)
     assert "type" not in schedule.options()
@@ -127,7 +135,7 @@ def test_run_config_in_python():
     assert cfg.to_dict()["optimizer"]["type"] == "AdamW"
     with pytest.raises(ConfigError, match=r"model.model_config.hidden_siz: unknown key"):
         RunConfig(model={"model_config": {"hidden_siz": 64}})
-    with pytest.raises(ConfigError, match="must be a section"):
+    with pytest.raises(ConfigError, match=r"must be a section"):
         cfg.runner_config = 3
-    with pytest.raises(ConfigError, match="unknown key 'sed'"):
+    with pytest.raises(ConfigError, match=r"unknown key 'sed'"):
         cfg.sed = 3
