@@ -4,7 +4,8 @@
 ``python benchmarks/preprocess.py [--text FILE] [--model FILE] [--rounds 3] [--quick] [--json out.jsonl]``
 
 Bare: ``encode`` of the cleaned paragraphs as one list, on one thread, and one int32 array of the result. Ours: from the
-text file to finished MindRecord files, with MindSpore imported before. ``command_s`` is the whole command, imports included.
+text file to finished MindRecord files, with MindSpore imported before. ``command_s`` is the whole command,
+imports included.
 ``ratio`` is our seconds over the bare seconds of the same round, the median over rounds: below 1 we are faster.
 """
 
@@ -19,8 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-REPO = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(REPO))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.common import emit, spread
 from mindformers.tools.dataset_preprocess.llama import llama_preprocess
@@ -28,7 +28,7 @@ from mindformers.tools.dataset_preprocess.llama.token_stream import TokenizerFil
 from mindformers.tools.dataset_preprocess.llama.wiki_text import paragraphs_of, read_blocks
 from mindformers.tools.sentencepiece_model import load_sentencepiece
 
-DATA = REPO.parent / "shared" / "data"
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 QUICK_BYTES = 1_500_000
 
 

@@ -126,7 +126,8 @@ def run_step(step: Step, number: str, state: dict) -> None:
     started = time.monotonic()
     code = run_command(command, step.log)
     if code:
-        print(f"error: this step failed (exit code {code}); its own message stands above", file=sys.stderr)
+        print(f"error: this step failed (exit code {code}); its own message stands above.", file=sys.stderr)
+        print("The same command tries it again; with --fresh it starts from nothing.", file=sys.stderr)
         sys.exit(code if code > 0 else 128 - code)
     missing = [str(path) for path in step.outputs if not (REPO / path).exists()]
     if missing:

@@ -20,6 +20,9 @@ from mindformers.config.tree import Path, value_at, yaml_name
 from mindformers.config.yaml_text import Document, YamlError, read_text
 from mindformers.errors import ConfigError
 from mindformers.registry import import_user_modules
+from mindformers.tools.logger import get_logger
+
+logger = get_logger(__name__)
 
 __all__ = ["load_config", "load_tree"]
 
@@ -62,12 +65,17 @@ def load_config(
 def load_tree(path: str | FilePath) -> dict[str, Any]:
     """The merged values of a YAML file and the files it is based on, without defaults; every key is checked.
 
+    Old spellings and options without effect are logged, one warning each.
+
     Raises:
         ConfigError: as :func:`load_config`.
     """
     reader = _Reader(path)
     layer = reader.read()
-    _validate(deepcopy(layer.value), Places(str(reader.path), layer.places), reader.problems)
+    places = Places(str(reader.path), layer.places)
+    config = _validate(deepcopy(layer.value), places, reader.problems)
+    for line in [*reader.warnings, *_idle(config, places)]:
+        logger.warning("%s", line)
     return layer.value
 
 
@@ -141,9 +149,10 @@ def _validate(
     """Build the RunConfig, or raise with the problems so far, the schema's, and those between keys."""
     problems = list(problems)
     modules = tree.get("register_path")
-    if modules and isinstance(modules, str | list):
+    names = [modules] if isinstance(modules, str) else modules
+    if isinstance(names, list) and all(isinstance(name, str) for name in names):  # else the schema says what is wrong
         try:
-            import_user_modules(modules)
+            import_user_modules(name for name in names if name)
         except ConfigError as error:
             problems.append(Problem(("register_path",), str(error).removeprefix("register_path: ")))
     config = None

@@ -2,7 +2,8 @@
 """The device and MindSpore's global settings: the only module that writes them.
 
 The keys are those of the old ``set_context``; each is carried out by the API that replaced it in MindSpore 2.10, so no
-deprecation warning appears. ``DEVICE_ID``, ``RANK_ID`` and ``RANK_SIZE`` are read here and nowhere else.
+deprecation warning appears. The environment that a launcher sets up (``DEVICE_ID``, ``RANK_ID``, ``MS_ROLE``, ...) is
+read here and nowhere else.
 """
 
 import os
@@ -150,7 +151,7 @@ def _as_dict(config: Any, keys: tuple[str, ...], section: str) -> tuple[dict[str
         raise ConfigError(f"{section} must be a mapping or a config object, got {config!r}")
     check_keys(values, keys, section)
     explicit = set(getattr(config, "model_fields_set", values))
-    return {key: value for key, value in values.items() if value is not None}, explicit
+    return _without_none(values), explicit
 
 
 def _choose(key: str, value: Any, choices: Any) -> Any:
@@ -292,10 +293,10 @@ def _parallel_settings(parallel: Mapping[str, Any], target: str) -> dict[str, An
             f"MindSpore cannot run {mode} on CPU: set parallel.parallel_mode to 0 (data parallel), "
             "or use_parallel to False"
         )
-    settings = {"parallel_mode": mode} | {key: parallel[key] for key in PARALLEL_PASSED if key in parallel}
-    if automatic:
-        settings |= {key: parallel[key] for key in AUTO_PARALLEL_PASSED if key in parallel}
-    elif settings.get("enable_parallel_optimizer") and (target != "Ascend" or mode != "data_parallel"):
+    passed = (*PARALLEL_PASSED, *AUTO_PARALLEL_PASSED) if automatic else PARALLEL_PASSED
+    settings = {"parallel_mode": mode} | {key: _without_none(parallel[key]) for key in passed if key in parallel}
+    optimizer_runs = automatic or (mode == "data_parallel" and target == "Ascend")
+    if settings.get("enable_parallel_optimizer") and not optimizer_runs:
         raise ConfigError(
             f"parallel.enable_parallel_optimizer does not work in {mode} mode on {target}: set it to False"
         )
@@ -339,5 +340,8 @@ def _strategy_files(parallel: Mapping[str, Any], root: Path, rank: int) -> dict[
     name = Path(given.get("save_file") or parallel.get("strategy_ckpt_save_file") or "ckpt_strategy.ckpt").stem
     folder = root / "strategy"
     folder.mkdir(parents=True, exist_ok=True)
-    result = {key: value for key, value in given.items() if value is not None}
-    return result | {"save_file": str(folder / f"{name}_rank_{rank}.ckpt")}
+    return _without_none(given) | {"save_file": str(folder / f"{name}_rank_{rank}.ckpt")}
+
+
+def _without_none(value: Any) -> Any:
+    return {key: item for key, item in value.items() if item is not None} if isinstance(value, Mapping) else value

@@ -59,13 +59,11 @@ def create_causal_lm_dataset(
         drop_remainder: leave out the records at an epoch's end that do not fill a global batch.
         num_samples: use only the first so many records of the files.
         num_parallel_workers: reader threads, at most one per core.
-        prefetch_size: batches prepared ahead (MindSpore's setting for the whole process); None leaves it
-            alone.
+        prefetch_size: batches prepared ahead (set for the whole process); None leaves MindSpore's setting.
 
     Returns:
         A ``mindspore.dataset.Dataset`` of int32 columns (batch_size, record length). ``get_dataset_size()``
-        is the number of
-        micro steps that remain.
+        is the number of micro steps that remain.
 
     Raises:
         DataError: files, columns or counts that do not fit.
@@ -75,26 +73,13 @@ def create_causal_lm_dataset(
     info = inspect_mindrecord(find_mindrecord_files(dataset_dir, dataset_files))
     check_columns(info, input_columns)
     records = info.num_records if num_samples is None else min(num_samples, info.num_records)
-    plan = _Plan(
-        num_records=records,
-        batch_size=batch_size,
-        global_batch_size=batch_size * num_shards if global_batch_size is None else global_batch_size,
-        num_shards=num_shards,
-        shard_id=shard_id,
-        epochs=epochs,
-        start_step=start_step,
-        shuffle=shuffle,
-        seed=seed,
-        drop_remainder=drop_remainder,
-    )
+    global_batch = batch_size * num_shards if global_batch_size is None else global_batch_size
+    shards = {"num_shards": num_shards, "shard_id": shard_id}
+    order = {"shuffle": shuffle, "seed": seed, "drop_remainder": drop_remainder}
+    plan = _Plan(records, batch_size, global_batch, epochs=epochs, start_step=start_step, **shards, **order)
     if prefetch_size is not None:
         ds.config.set_prefetch_size(prefetch_size)
-    reader = _Reader(info, tuple(input_columns), plan, max(1, min(num_parallel_workers, os.cpu_count() or 1)))
-    if plan.first_epoch == plan.epochs - 1:
-        return reader.epoch(plan.first_epoch)
-    return ds.GeneratorDataset(
-        reader, list(input_columns), num_parallel_workers=1, shuffle=False, python_multiprocessing=False
-    )
+    return _Reader(info, tuple(input_columns), plan, max(1, min(num_parallel_workers, os.cpu_count() or 1))).stream()
 
 
 build_dataset = create_causal_lm_dataset
@@ -217,6 +202,15 @@ class _Reader:
                 data = data.map(ds.transforms.TypeCast(ms.int32), input_columns=[name])
         data = data.project(list(self.columns))
         return data.batch(self.plan.batch_size, drop_remainder=False, num_parallel_workers=self.workers)
+
+    def stream(self) -> Any:
+        """All epochs; a pipeline inside a generator when there are several, since a sampler serves only one."""
+        import mindspore.dataset as ds
+
+        if self.plan.first_epoch == self.plan.epochs - 1:
+            return self.epoch(self.plan.first_epoch)
+        options = {"num_parallel_workers": 1, "shuffle": False, "python_multiprocessing": False}
+        return ds.GeneratorDataset(self, list(self.columns), **options)
 
     def __len__(self) -> int:
         return self.plan.num_batches

@@ -25,7 +25,25 @@ MAX_SESSIONS = 2
 _STORE = "_decode_sessions"
 
 
-class PrefillGraph(nn.Cell):
+class _Graph(nn.Cell):
+    """A cell that is launched once per token.
+
+    MindSpore writes the name of the current graph into every cell of the tree at every launch, which for a small model
+    takes as long as its kernels. The name is only read while compiling, so it need not be written again.
+    """
+
+    @property
+    def compile_phase(self) -> str | None:
+        """Name of the graph compiled or launched last."""
+        return nn.Cell.compile_phase.fget(self)
+
+    @compile_phase.setter
+    def compile_phase(self, value: str) -> None:
+        if value != self.compile_phase:
+            nn.Cell.compile_phase.fset(self, value)
+
+
+class PrefillGraph(_Graph):
     """Whole prompts -> cache filled, positions set, first new tokens."""
 
     def __init__(self, model: nn.Cell, caches: tuple, position: Parameter, chooser: TokenChooser) -> None:
@@ -43,7 +61,7 @@ class PrefillGraph(nn.Cell):
         return self.chooser(logits, tokens, controls)
 
 
-class StepGraph(nn.Cell):
+class StepGraph(_Graph):
     """One new token per row -> the next one."""
 
     def __init__(self, model: nn.Cell, caches: tuple, position: Parameter, chooser: TokenChooser) -> None:
@@ -65,7 +83,7 @@ class StepGraph(nn.Cell):
         return self.chooser(logits, tokens, controls)
 
 
-class FullGraph(nn.Cell):
+class FullGraph(_Graph):
     """All tokens so far -> the next ones, without any cache."""
 
     def __init__(self, model: nn.Cell, length: int, batch_size: int, chooser: TokenChooser) -> None:

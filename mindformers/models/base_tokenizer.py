@@ -356,8 +356,7 @@ def _to_tensors(batch: BatchEncoding, kind: str | None) -> BatchEncoding:
     except ValueError as error:
         lengths = sorted({len(row) for row in batch["input_ids"]})
         raise DataError(
-            f"rows of lengths {lengths} cannot form one tensor; pass padding=True (and truncation=True, "
-            "max_length=N)"
+            f"rows of lengths {lengths} cannot form one tensor; pass padding=True (and truncation=True, max_length=N)"
         ) from error
     if kind == "ms":
         from mindspore import Tensor

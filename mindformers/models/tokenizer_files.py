@@ -69,8 +69,7 @@ class PretrainedFilesMixin:
             known = tokenizer.special_token_to_id.get(token)
             if known is not None and known != index:
                 raise DataError(
-                    f"{path}: token {token!r} is declared with id {index}, but the vocabulary gives it "
-                    f"{known}"
+                    f"{path}: token {token!r} is declared with id {index}, but the vocabulary gives it {known}"
                 )
         return tokenizer
 

@@ -12,14 +12,19 @@ NUM_ID_ROWS = 400
 ADDED_TOKENS = ["<|user|>", "<pad>"]
 VOCAB_SIZE = 32000
 
-_WORDS = (
-    "the of and to in is was that it for with as on by at from his were are which this be had or not but also one "
-    "first their new after two its city game season film album song team war ship river company school university "
-    "government president British American German battle century north-west player's don't it's O'Neill 1,000 3.14 "
-    "1066 2024-02-29 50% $12.50 e.g. i.e. U.S. Ph.D. naive caf\u00e9 na\u00efve \u00dcber stra\u00dfe \u0141\u00f3d\u017a "
-    "\u0395\u03bb\u03bb\u03b7\u03bd\u03b9\u03ba\u03ac \u0440\u0443\u0441\u0441\u043a\u0438\u0439 antidisestablishmentarianism "
-    "https://example.org/a?b=c&d=%20 foo@bar.baz C++ x86_64 <unk> @-@"
-).split(" ")
+_WORDS = tuple(
+    word
+    for line in (
+        "the of and to in is was that it for with as on by at from his were are which this be had or not but also one",
+        "first their new after two its city game season film album song team war ship river company school university",
+        "government president British American German battle century north-west player's don't it's O'Neill 1,000 3.14",
+        "1066 2024-02-29 50% $12.50 e.g. i.e. U.S. Ph.D. \u00e9t\u00e9 na\u00efve \u00dcber stra\u00dfe",
+        "\u0141\u00f3d\u017a",
+        "\u0395\u03bb\u03bb\u03b7\u03bd\u03b9\u03ba\u03ac \u0440\u0443\u0441\u0441\u043a\u0438\u0439",
+        "antidisestablishmentarianism https://example.org/a?b=c&d=%20 foo@bar.baz C++ x86_64 <unk> @-@",
+    )
+    for word in line.split(" ")
+)
 _CHINESE = (
     "\u4f60\u597d\u4e16\u754c\u6211\u4eec\u5728\u5b66\u4e60\u5927\u8bed\u8a00\u6a21\u578b\u4eca\u5929\u5929\u6c14\u5f88"
     "\u4e0d\u9519\u56fd\u7684\u4e86\u662f\u4eba\u8fd9\u4e2a\u4e0a\u5230\u8bf4\u9f98\u9750\u8b8b\u5f41\u9b31\u2f00\u3400"

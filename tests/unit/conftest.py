@@ -12,11 +12,12 @@ def tiny_model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A SentencePiece model of 400 pieces built like Llama's (BPE, byte fallback, bos 1, eos 2, white space kept)."""
     import sentencepiece
 
-    words = "the quick brown fox jumps over a lazy dog while seven wizards make toxic brew for evil queen Jack".split()
+    text = "the quick brown fox jumps over a lazy dog while seven wizards make toxic brew for evil queen Jack"
+    words = text.split()
     lines = [" ".join(words[(i * step) % len(words)] for i in range(12)) + "." for step in range(1, 40)]
     proto = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(lines + ["don't stop, 1234567890 (maybe)!", "caf\u00e9 \u4f60\u597d\u4e16\u754c"]),
+        sentence_iterator=iter(lines + ["don't stop, 1234567890 (maybe)!", "\u00e9t\u00e9 \u4f60\u597d\u4e16\u754c"]),
         model_writer=proto,
         vocab_size=400,
         model_type="bpe",

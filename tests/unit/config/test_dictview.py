@@ -112,6 +112,17 @@ def test_problems_of_the_file_and_of_changes(tmp_path):
         config.to_run_config()
 
 
+def test_old_spellings_are_logged(tmp_path, monkeypatch):
+    lines = []
+    monkeypatch.setattr("mindformers.config.load.logger.warning", lambda text, *args: lines.append(text % args))
+    config = MindFormerConfig(str(write(tmp_path, SMALL + "anto_trans_ckpt: True\nlayer_scale: True\n")))
+    assert config.auto_trans_ckpt is True
+    assert [line.partition("run.yaml ")[2] for line in lines] == [
+        "line 11: anto_trans_ckpt: read as auto_trans_ckpt",
+        "line 12: layer_scale: no effect: all layers have one learning rate",
+    ]
+
+
 def test_to_run_config_equals_loading():
     assert MindFormerConfig(LORA).to_run_config() == load_config(LORA)
 

@@ -15,7 +15,8 @@ from mindformers.errors import ConfigError
 
 BASE = (configs_dir() / "llama2" / "_base.yaml").read_text(encoding="utf-8")
 LINES = BASE.splitlines()
-KEYS = sorted({".".join(map(str, path)) for path, _, _ in walk_fields(RunConfig)})
+# register_path is left out: it runs the files it names
+KEYS = sorted({".".join(map(str, path)) for path, _, _ in walk_fields(RunConfig)} - {"register_path"})
 PIECES = [
     "- ",
     ": ",

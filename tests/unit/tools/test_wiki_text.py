@@ -60,8 +60,8 @@ def test_block_size_and_line_ends_do_not_matter(tmp_path, monkeypatch, size: int
 @pytest.mark.parametrize("prefix", [0, 5, 3_000_000])
 def test_not_utf8_names_the_byte(tmp_path, prefix: int) -> None:
     path = tmp_path / "latin1.txt"
-    path.write_bytes(b"\n" * prefix + "\u4f60".encode() + b"caf\xe9 x")
-    with pytest.raises(DataError, match=rf"latin1\.txt is not UTF-8 text: byte {prefix + 6} \(0xe9\)"):
+    path.write_bytes(b"\n" * prefix + "\u4f60".encode() + b"ol\xe9 x")
+    with pytest.raises(DataError, match=rf"latin1\.txt is not UTF-8 text: byte {prefix + 5} \(0xe9\)"):
         list(read_blocks(path))
     path.write_bytes(b"x" * prefix + "\u4f60".encode()[:2])
     with pytest.raises(DataError, match=f"byte {prefix} "):

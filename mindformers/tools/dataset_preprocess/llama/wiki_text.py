@@ -12,7 +12,7 @@ from mindformers.errors import DataError
 __all__ = ["clean_paragraph", "paragraphs_of", "read_blocks"]
 
 BLOCK_CHARS = 1 << 19
-LONGEST_PARAGRAPH = 1 << 23  # SentencePiece needs about a hundred times that much memory for it
+LONGEST_PARAGRAPH = 1 << 23  # SentencePiece needs about fifty bytes of memory per character
 
 _BLANK_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")
 # WikiText sets every mark off with spaces; numbers and compounds carry @ signs. Applied in this order, as

@@ -142,7 +142,7 @@ def test_tensors(tokenizer) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"paddin": True}, "Did you mean 'padding'"),
+        ({"paddings": True}, "Did you mean 'padding'"),
         ({"padding": "maxlength"}, "'max_length'"),
         ({"padding": 1}, "padding=1"),
         ({"truncation": "longest"}, "longest_first"),
