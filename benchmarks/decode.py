@@ -3,8 +3,8 @@
 
 ``python benchmarks/decode.py --models T S M --batch 1 8 --peer torch --json out.jsonl``
 
-Same sizes, fp32, prompts and number of new tokens in both (no end token). ``ratio`` is peer seconds over our seconds of a
-whole call, prompt and new tokens, the median over calls taken in turn: above 1 we are faster. Cold start is import,
+Same sizes, fp32, prompts and number of new tokens in both (no end token). ``ratio`` is peer seconds over our seconds of
+a whole call, prompt and new tokens, the median over calls taken in turn: above 1 we are faster. Cold start is import,
 building the model and the first token, compiling included. The ceiling reads every weight and the filled part of the
 cache once per step at the memory bandwidth measured in the same run.
 """

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mindformers.errors import DataError, run_cli
 
-SMOOTHING = 0.9  # weight of the past in the smoothed line
+SMOOTHING = 0.6  # weight of the past in the smoothed line
 
 
 def read_metrics(path: Path) -> list[dict]:

@@ -55,8 +55,9 @@ class LogitsProcessorList(list):
     def __call__(self, input_ids: np.ndarray, logits: np.ndarray, **kwargs: Any) -> np.ndarray:
         """Scores after every processor; kwargs go to the processors that name them."""
         for processor in self:
-            names = list(inspect.signature(processor.__call__).parameters)[2:]
-            missing = [name for name in names if name not in kwargs and _required(processor, name)]
+            extra = list(inspect.signature(processor).parameters.values())[2:]
+            names = [parameter.name for parameter in extra]
+            missing = [parameter.name for parameter in extra if parameter.name not in kwargs and _required(parameter)]
             if missing:
                 raise ConfigError(f"{type(processor).__name__} needs the arguments {', '.join(missing)}")
             logits = processor(input_ids, logits, **{name: kwargs[name] for name in names if name in kwargs})
@@ -225,7 +226,6 @@ def _positive(name: str, value: Any) -> float:
     return number
 
 
-def _required(processor: LogitsProcessor, name: str) -> bool:
-    parameter = inspect.signature(processor.__call__).parameters[name]
+def _required(parameter: inspect.Parameter) -> bool:
     optional = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
     return parameter.default is inspect.Parameter.empty and parameter.kind not in optional

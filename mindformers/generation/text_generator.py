@@ -201,7 +201,8 @@ class _Run:
         new = sum(map(len, self.rows.new))
         later = new - len(self.rows.new)
         logger.info(
-            "generated %d tokens for %d prompts: prompts (%d tokens) %.3f s, %.0f tokens/s; steps %.3f s, %.1f tokens/s%s",
+            "generated %d tokens for %d prompts: prompts (%d tokens) %.3f s, %.0f tokens/s; "
+            "steps %.3f s, %.1f tokens/s%s",
             new,
             len(self.rows.new),
             prompt_tokens,

@@ -9,8 +9,8 @@ import mindspore as ms
 from mindspore import nn
 
 from mindformers.checkpoint.layout import OutputLayout
-from mindformers.checkpoint.manifest import flatten_config
 from mindformers.checkpoint.load import load_into, read_checkpoint, resolve_checkpoint
+from mindformers.checkpoint.manifest import flatten_config
 from mindformers.checkpoint.resume import ResumePoint, find_resume, restore
 from mindformers.config import RunConfig
 from mindformers.core.callback import CheckpointMonitor, EvalCallBack, MFLossMonitor, ObsMonitor, ProfileMonitor
@@ -103,7 +103,7 @@ def build_training(cfg: RunConfig, layout: OutputLayout, dataset: Any = None, ev
         load_weights(network, cfg, required=cfg.run_mode == "finetune", rank=layout.rank)
     network.set_train(True)
     apply_recompute(network, cfg.recompute_config)
-    optimizer = build_optimizer(cfg, network, progress.total_steps)
+    optimizer = build_optimizer(cfg, network, progress)
     cell = MFTrainOneStepCell(
         network,
         optimizer,
@@ -187,13 +187,18 @@ def _settings(cfg: RunConfig) -> dict[str, Any]:
     return {key: value for key, value in flatten_config(cfg.to_dict()).items() if not key.startswith(passing)}
 
 
-def build_optimizer(cfg: RunConfig, network: nn.Cell, total_steps: int) -> nn.Optimizer:
+def build_optimizer(cfg: RunConfig, network: nn.Cell, progress: TrainProgress) -> nn.Optimizer:
     """The optimizer over the trainable parameters, with its weight decay groups and learning rate schedule."""
     options = cfg.optimizer.options()
     weight_decay = options.pop("weight_decay", 0.0)
     if cfg.lr_schedule is not None:
         schedule = dict(cfg.lr_schedule.options())
-        kwargs = resolve_schedule({"type": cfg.lr_schedule.type, **schedule}, total_steps)
+        kwargs = resolve_schedule(
+            {"type": cfg.lr_schedule.type, **schedule},
+            progress.total_steps,
+            progress.steps_per_epoch,
+            options.get("learning_rate"),
+        )
         options["learning_rate"] = MindFormerRegister.get_instance_from_cfg(kwargs, MindFormerModuleType.LR)
     options["params"] = group_parameters(network, weight_decay)
     return MindFormerRegister.get_instance_from_cfg(

@@ -31,7 +31,7 @@ class Trainer:
     """
 
     def __init__(self, args: RunConfig | str | Path, train_dataset: Any = None, eval_dataset: Any = None) -> None:
-        self.config = args if isinstance(args, RunConfig) else load_config(args)
+        self.config = args if isinstance(args, RunConfig) else _load(args)
         self.train_dataset = _use_path(self.config.train_dataset, train_dataset, "train_dataset")
         self.eval_dataset = _use_path(self.config.eval_dataset, eval_dataset, "eval_dataset")
         self._network: nn.Cell | None = None
@@ -61,7 +61,7 @@ class Trainer:
     def _start(self) -> OutputLayout:
         if self._layout is None:
             cfg = self.config
-            rank, _ = init_context(cfg.use_parallel, cfg.context, cfg.parallel)
+            rank, _ = init_context(cfg.use_parallel, cfg.context, cfg.parallel, cfg.output_dir)
             set_seed(cfg.seed)
             self._layout = OutputLayout(cfg.output_dir, rank)
         return self._layout
@@ -97,6 +97,13 @@ def run(task: TrainTask, cfg: RunConfig) -> None:
     if rest:
         logger.warning("the last %d steps do not fill a sink of %d and are not run", rest, sink_size)
     model.train(chunks, task.dataset, callbacks=task.callbacks, dataset_sink_mode=True, sink_size=sink_size)
+
+
+def _load(path: str | Path) -> RunConfig:
+    cfg = load_config(path)
+    for warning in cfg.warnings:
+        logger.warning("%s", warning)
+    return cfg
 
 
 def _use_path(section: Any, dataset: Any, name: str) -> Any:

@@ -9,6 +9,26 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from mindformers.core.clip_grad import global_norm
 from mindformers.registry import MindFormerModuleType, MindFormerRegister
 
+# A hyper map over the gradients compiles in a fraction of the time of an unrolled loop.
+_scale = ops.MultitypeFuncGraph("scale_gradient")
+_store = ops.MultitypeFuncGraph("store_gradient")
+_add = ops.MultitypeFuncGraph("add_gradient")
+
+
+@_scale.register("Tensor", "Tensor")
+def _scaled(factor: Tensor, gradient: Tensor) -> Tensor:
+    return gradient * ops.cast(factor, gradient.dtype)
+
+
+@_store.register("Tensor", "Tensor")
+def _stored(accumulated: Parameter, gradient: Tensor) -> Tensor:
+    return ops.assign(accumulated, ops.cast(gradient, ms.float32))
+
+
+@_add.register("Tensor", "Tensor")
+def _added(accumulated: Parameter, gradient: Tensor) -> Tensor:
+    return ops.assign_add(accumulated, ops.cast(gradient, ms.float32))
+
 
 @MindFormerRegister.register(MindFormerModuleType.WRAPPER, alias="mf_wrapper")
 class MFTrainOneStepCell(nn.Cell):
@@ -43,6 +63,7 @@ class MFTrainOneStepCell(nn.Cell):
         self.network.set_grad()
         self.optimizer = optimizer
         self.weights = optimizer.parameters
+        self.hyper_map = ops.HyperMap()
         self.use_clip_grad = use_clip_grad
         self.max_grad_norm = float(max_grad_norm)
         self.accumulation = accumulation
@@ -89,13 +110,11 @@ class MFTrainOneStepCell(nn.Cell):
         (scaled, count), grads = self.grad_fn(batch, scale)
         total = scaled / scale * batch[0].size
         if self.accu_step == 0:
-            for accumulated, grad in zip(self.accu_grads, grads):  # noqa: B905 - graph mode knows no strict=
-                ops.assign(accumulated, ops.cast(grad, ms.float32))
+            self.hyper_map(_store, self.accu_grads, grads)
             ops.assign(self.accu_loss, total)
             ops.assign(self.accu_tokens, count)
         else:
-            for accumulated, grad in zip(self.accu_grads, grads):  # noqa: B905 - graph mode knows no strict=
-                ops.assign_add(accumulated, ops.cast(grad, ms.float32))
+            self.hyper_map(_add, self.accu_grads, grads)
             ops.assign_add(self.accu_loss, total)
             ops.assign_add(self.accu_tokens, count)
         step = self.accu_step + 1
@@ -118,8 +137,6 @@ class MFTrainOneStepCell(nn.Cell):
         if self.dynamic_scale is not None:
             self.dynamic_scale(self.scale_sense, overflow)
         if not overflow:
-            scaled = ()
-            for grad in grads:
-                scaled += (grad * ops.cast(factor, grad.dtype),)
-            self.optimizer(scaled)
+            done = self.optimizer(self.hyper_map(ops.partial(_scale, factor), grads))
+            lr = ops.depend(lr, done)  # MindSpore can drop a branch that only writes parameters
         return overflow, norm, lr

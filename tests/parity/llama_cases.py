@@ -5,16 +5,14 @@ import numpy as np
 
 from mindformers.models.llama.llama_config import LlamaConfig
 
-FLOAT32 = {
-    key: "float32"
-    for key in (
-        "compute_dtype",
-        "param_init_type",
-        "layernorm_compute_type",
-        "softmax_compute_type",
-        "rotary_dtype",
-    )
-}
+DTYPE_FIELDS = (
+    "compute_dtype",
+    "param_init_type",
+    "layernorm_compute_type",
+    "softmax_compute_type",
+    "rotary_dtype",
+)
+FLOAT32 = dict.fromkeys(DTYPE_FIELDS, "float32")
 COMMON = {"hidden_size": 72, "num_layers": 2, "num_heads": 3, "vocab_size": 101, "seq_length": 32, **FLOAT32}
 
 # name -> fields that differ from COMMON

@@ -142,11 +142,13 @@ class MFLossMonitor(Callback):
         )
 
     def _report(self, step: int, values: dict[str, float], seconds: float) -> None:
+        """One line and one record of a step that took so many seconds, on average since the last report."""
         progress = self._progress
         epoch, index = progress.epoch_and_step(step)
         samples = progress.global_batch_size / seconds if seconds > 0 else 0.0
         tokens = tokens_per_second(progress.global_batch_size, progress.seq_length, seconds)
-        left = clock((progress.total_steps - step) * seconds)
+        compiled = step == self._first_step  # its time says nothing about the steps to come
+        left = "--" if compiled else clock((progress.total_steps - step) * seconds)
         if self._rank == 0:
             logger.info(
                 "{ Epoch:[%3d/%3d], step:[%5d/%5d], loss: %.3f, per_step_time: %dms, lr: %.6g, overflow cond: %s, "
