@@ -103,12 +103,13 @@ class DecodeSession:
     """Generates token by token for a fixed number of rows and a fixed window.
 
     Args:
-        model: has ``config``, ``prefill`` and ``increment`` as LlamaForCausalLM, ``construct(tokens, None, positions)``.
+        model: has ``config``, ``prefill``, ``increment`` and ``construct(tokens, None, positions)`` of LlamaForCausalLM.
         batch_size: B.
         length: L, most positions of a row.
 
     A graph is compiled when it is first needed: per choice one for prompts of any length and one for a step. Tokens
-    stay on the device between steps and positions are counted there, so a step is one launch with the last result as input.
+    stay on the device between steps and positions are counted there, so a step is one launch with the last result as
+    its input.
     """
 
     def __init__(self, model: nn.Cell, batch_size: int, length: int) -> None:
