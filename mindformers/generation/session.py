@@ -103,7 +103,7 @@ class DecodeSession:
     """Generates token by token for a fixed number of rows and a fixed window.
 
     Args:
-        model: has ``config``, ``prefill``, ``increment`` and ``construct(tokens, None, positions)``, see LlamaForCausalLM.
+        model: has ``config``, ``prefill``, ``increment`` and ``construct(tokens, None, positions)`` (LlamaForCausalLM).
         batch_size: B.
         length: L, most positions of a row.
 
