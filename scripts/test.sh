@@ -22,7 +22,7 @@ step() { # NAME COMMAND...: run it, remember its name if it fails
 step ruff-check "$MF_PYTHON" -m ruff check .
 step ruff-format "$MF_PYTHON" -m ruff format --check .
 step codespell "$MF_PYTHON" -m codespell_lib .
-step pytest "$MF_PYTHON" -m pytest --timeout 300 "$@"
+step pytest "$MF_PYTHON" -m pytest --timeout 1500 "$@"
 
 [ -z "$failed" ] || mf_die "failed:$failed"
 mf_say "all checks passed in $SECONDS s"

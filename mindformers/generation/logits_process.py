@@ -26,6 +26,7 @@ __all__ = [
     "draw",
 ]
 
+LARGEST_FACTOR = 1e30  # bound of 1/temperature, so that scores stay finite in fp32
 FILTERED = -50000.0  # score of a token that must not be drawn: its probability is exactly 0 in fp32
 
 
@@ -104,7 +105,7 @@ class TemperatureLogitsWarper(LogitsWarper):
 
     def __call__(self, input_ids: np.ndarray, logits: np.ndarray) -> np.ndarray:
         """See LogitsProcessor."""
-        return logits / np.float32(self.temperature)
+        return logits * np.float32(min(1.0 / self.temperature, LARGEST_FACTOR))
 
 
 class TopKLogitsWarper(LogitsWarper):

@@ -12,13 +12,12 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 
 from mindformers.generation.generation_config import GenerationConfig
+from mindformers.generation.logits_process import LARGEST_FACTOR
 
 __all__ = ["RANKED_CANDIDATES", "Choice", "TokenChooser", "controls_of"]
 
 # Up to this many candidates a partial sort does (0.5 ms a row on CPU against 5 ms for all of 32000).
 RANKED_CANDIDATES = 1024
-# Keeps 1/temperature finite in fp32; a temperature this small is greedy anyway.
-_LARGEST_FACTOR = 1e30
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ def controls_of(config: GenerationConfig, vocab_size: int, uniform: np.ndarray) 
     Returns:
         fp32 (B, 5): random number, 1/temperature, top_k, top_p, repetition penalty.
     """
-    factor = min(1.0 / config.temperature, _LARGEST_FACTOR)
+    factor = min(1.0 / config.temperature, LARGEST_FACTOR)
     settings = (factor, min(config.top_k or vocab_size, vocab_size), config.top_p, config.repetition_penalty)
     return np.column_stack([uniform, np.tile(np.float32(settings), (len(uniform), 1))]).astype(np.float32)
 

@@ -20,7 +20,7 @@ def test_kill_in_the_middle_of_saving(tmp_path):
         [sys.executable, str(script), str(tmp_path), "24", "5"],
         capture_output=True,
         text=True,
-        timeout=170,
+        timeout=900,
         env=environ,
         cwd=tmp_path,
     )

