@@ -54,16 +54,16 @@ def create_causal_lm_dataset(
         shard_id: this rank, 0 to ``num_shards`` - 1.
         epochs: passes over the data.
         start_step: optimizer steps already done; the stream begins behind them.
-        global_batch_size: records per optimizer step over all ranks and micro steps; None means
-            ``batch_size * num_shards``.
+        global_batch_size: records per optimizer step over all ranks and micro steps; None means ``batch_size *
+            num_shards``.
         drop_remainder: leave out the records at an epoch's end that do not fill a global batch.
         num_samples: use only the first so many records of the files.
         num_parallel_workers: reader threads, at most one per core.
         prefetch_size: batches prepared ahead (set for the whole process); None leaves MindSpore's setting.
 
     Returns:
-        A ``mindspore.dataset.Dataset`` of int32 columns (batch_size, record length). ``get_dataset_size()``
-        is the number of micro steps that remain.
+        A ``mindspore.dataset.Dataset`` of int32 columns (batch_size, record length). ``get_dataset_size()`` is
+        the number of micro steps that remain.
 
     Raises:
         DataError: files, columns or counts that do not fit.
@@ -93,8 +93,8 @@ class CausalLanguageModelDataset:
     """What a YAML names as ``train_dataset_task.type``; making it gives a ``mindspore.dataset.Dataset``.
 
     Args:
-        dataset_config: the section ``train_dataset`` or ``eval_dataset`` as a mapping: ``data_loader`` with
-            its options, the others as in :func:`create_causal_lm_dataset`; ``repeat`` multiplies ``epochs``.
+        dataset_config: the section ``train_dataset`` or ``eval_dataset`` as a mapping: ``data_loader`` with its
+            options, the others as in :func:`create_causal_lm_dataset`; ``repeat`` multiplies ``epochs``.
         **options: options of :func:`create_causal_lm_dataset` that win over the section's.
     """
 
@@ -235,9 +235,8 @@ def check_record_length(info: RecordInfo, seq_length: int, mode: str) -> None:
     Args:
         info: from :func:`~mindformers.dataset.mindrecord.inspect_mindrecord`.
         seq_length: of the model.
-        mode: 'train' (or 'finetune') needs ``seq_length + 1`` tokens, because the model shifts labels by
-            one; 'eval' takes
-            ``seq_length`` too.
+        mode: 'train' (or 'finetune') needs ``seq_length + 1`` tokens, because the model shifts labels by one;
+            'eval' takes ``seq_length`` too.
 
     Raises:
         DataError: says what the file holds, what the model wants, and both remedies.

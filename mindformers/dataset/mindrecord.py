@@ -37,8 +37,7 @@ class RecordInfo:
         paths: the files, in reading order.
         num_records: records in all of them.
         columns: name -> (dtype, shape); -1 in a shape where the header leaves the length open.
-        record_length: tokens per record (last axis of ``input_ids``, else of the first column), None when
-            open.
+        record_length: tokens per record (last axis of ``input_ids``, else of the first column), None when open.
         meta: content of the ``.json`` file that ``llama_preprocess.py`` writes beside its output, or None.
     """
 
@@ -55,9 +54,8 @@ def find_mindrecord_files(
     """The MindRecord files that a config names.
 
     Args:
-        dataset_dir: one file of any name, or a folder: then its ``*.mindrecord*`` files and every file that
-            has an
-            index (``NAME.db``) beside it, in natural order (2 before 10).
+        dataset_dir: one file of any name, or a folder: then its ``*.mindrecord*`` files and every file that has
+            an index (``NAME.db``) beside it, in natural order (2 before 10).
         dataset_files: a file or list of files; used instead of ``dataset_dir``.
 
     Raises:
@@ -87,9 +85,8 @@ def inspect_mindrecord(paths: str | Path | Sequence[str | Path]) -> RecordInfo:
     """Read what the files hold, and check that they belong together.
 
     Raises:
-        DataError: a file is not a MindRecord, was renamed, lacks its index, differs in columns from the
-            first one, or
-            all of them hold no record.
+        DataError: a file is not a MindRecord, was renamed, lacks its index, differs in columns from the first
+            one, or all of them hold no record.
     """
     files = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
     if not files:
@@ -134,9 +131,8 @@ class MindRecordWriter:
         columns: name -> record length.
         num_files: files to spread the records over.
 
-    MindSpore drops an int64 array under an int32 schema with only a warning, so other dtypes are refused
-    here, and :meth:`close`
-    counts what is really in the files.
+    MindSpore drops an int64 array under an int32 schema with only a warning, so other dtypes are refused here,
+    and :meth:`close` counts what is really in the files.
     """
 
     def __init__(self, path: str | Path, columns: dict[str, int], num_files: int = 1) -> None:

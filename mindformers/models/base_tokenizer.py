@@ -34,9 +34,8 @@ class EncodeOptions:
     Args:
         add_special_tokens: put bos / eos around the text as ``add_bos_token`` and ``add_eos_token`` say.
         padding: False, True or 'longest' (to the longest of the batch), 'max_length'.
-        truncation: False, True or 'longest_first', 'only_first', 'only_second'. None: on when ``max_length``
-            is given
-            without padding.
+        truncation: False, True or 'longest_first', 'only_first', 'only_second'. None: on when ``max_length`` is
+            given without padding.
         max_length: tokens, special ones included; None means the tokenizer's ``model_max_length``.
         stride: only 0; overflowing tokens are not returned.
         is_split_into_words: each text is a list of words, tokenized one by one.
@@ -123,13 +122,12 @@ class BaseTokenizer(SpecialTokensMixin, PretrainedFilesMixin):
             **options: see :class:`EncodeOptions`.
 
         Returns:
-            ``input_ids`` and ``attention_mask``: lists of int (of lists for a batch), or tensors of shape
-            (S,) or (B, S).
+            ``input_ids`` and ``attention_mask``: lists of int (of lists for a batch), or tensors of shape (S,)
+            or (B, S).
 
         Raises:
-            DataError: the text is not text, an option is unknown or has no meaning, or lengths differ where
-                a tensor is
-                asked for.
+            DataError: the text is not text, an option is unknown or has no meaning, or lengths differ where a
+                tensor is asked for.
         """
         option = EncodeOptions.of(options)
         texts, pairs, is_batch = _as_batch(text, text_pair, option.is_split_into_words)
@@ -165,11 +163,9 @@ class BaseTokenizer(SpecialTokensMixin, PretrainedFilesMixin):
         """Pad encodings to one length.
 
         Args:
-            encoded_inputs: a dict of lists (one row, or rows), or a list of dicts, with ``input_ids`` at
-                least.
+            encoded_inputs: a dict of lists (one row, or rows), or a list of dicts, with ``input_ids`` at least.
             padding: see :class:`EncodeOptions`, as the ``max_length``, ``pad_to_multiple_of``,
-                ``padding_side``,
-                ``return_tensors`` and ``return_attention_mask`` options.
+                ``padding_side``, ``return_tensors`` and ``return_attention_mask`` options.
             **options: those options.
         """
         allowed = (

@@ -18,18 +18,16 @@ class IncrementalDecoder:
 
     The strings returned by :meth:`put` and the last one from :meth:`flush`, joined, equal
     ``tokenizer.decode(all_ids, skip_special_tokens, clean_up_tokenization_spaces=False)``. Work per id is
-    constant: text that was handed out is never decoded again. Bytes of an unfinished UTF-8 character are
-        held back.
+    constant: text that was handed out is never decoded again. Bytes of an unfinished UTF-8 character are held
+        back.
 
     Args:
         tokenizer: a :class:`~mindformers.models.base_tokenizer.BaseTokenizer` on SentencePiece.
         skip_special_tokens: leave special tokens out of the text.
         legacy_spaces: keep the old rule that a special token puts a space in front of the text *before* it
-            (``<s>`` + text is ``<s>text``, but ``<s>`` + text + ``</s>`` is ``<s> text</s>``). With that
-            rule and
-            ``skip_special_tokens=False`` no text is final before the next special token, so ``put`` holds it
-            back until then.
-            False drops the rule and streams at once.
+            (``<s>`` + text is ``<s>text``, but ``<s>`` + text + ``</s>`` is ``<s> text</s>``). With that rule
+            and ``skip_special_tokens=False`` no text is final before the next special token, so ``put`` holds
+            it back until then. False drops the rule and streams at once.
     """
 
     def __init__(self, tokenizer: Any, skip_special_tokens: bool = True, legacy_spaces: bool = True) -> None:
@@ -127,8 +125,7 @@ class _SegmentDecoder:
     """SentencePiece decoding of one run of ordinary pieces, in instalments.
 
     SentencePiece drops one leading space of the text it decodes. So once the run has produced text, further
-    pieces are decoded
-    behind an anchor piece of known text, which is cut off again.
+    pieces are decoded behind an anchor piece of known text, which is cut off again.
     """
 
     def __init__(self, tokenizer: Any) -> None:

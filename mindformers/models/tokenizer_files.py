@@ -44,16 +44,15 @@ class PretrainedFilesMixin:
         """Make the tokenizer from a directory (or from the SentencePiece model file itself).
 
         Settings are taken, the later winning, from: a YAML file with a ``processor.tokenizer`` section,
-        ``special_tokens_map.json``, ``tokenizer_config.json`` (Hugging Face's or ours),
-        ``added_tokens.json``, ``kwargs``.
+        ``special_tokens_map.json``, ``tokenizer_config.json`` (Hugging Face's or ours), ``added_tokens.json``,
+        ``kwargs``.
 
         Args:
             name_or_path: directory with ``tokenizer.model``, or that file.
             **kwargs: arguments of the tokenizer's constructor.
 
         Raises:
-            DataError: no such directory, no ``tokenizer.model`` in it, or a settings file that cannot be
-                used.
+            DataError: no such directory, no ``tokenizer.model`` in it, or a settings file that cannot be used.
         """
         path = Path(name_or_path)
         if path.is_file():

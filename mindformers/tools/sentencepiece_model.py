@@ -13,8 +13,7 @@ def load_sentencepiece(model_file: str | Path, **options: Any) -> Any:
 
     Args:
         model_file: path of the model, usually ``tokenizer.model``.
-        **options: keyword arguments of ``sentencepiece.SentencePieceProcessor`` (for instance
-            ``nbest_size``).
+        **options: keyword arguments of ``sentencepiece.SentencePieceProcessor`` (for instance ``nbest_size``).
 
     Returns:
         The ``SentencePieceProcessor``.

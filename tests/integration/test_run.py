@@ -210,3 +210,11 @@ def test_mistakes_end_with_one_clear_message(workplace: Path, arguments: tuple[s
     assert "error: " in text
     assert message in text
     assert "Traceback" not in text
+
+
+def test_finetune_starts_from_the_given_weights_at_step_one(workplace: Path, whole: str) -> None:
+    run(workplace, "--run_mode", "finetune", "--load_checkpoint", f"{whole}/checkpoint", "--output_dir", "tuned",
+        "--epochs", "1")  # fmt: skip
+    tuned, pretrained = losses(workplace, "tuned"), losses(workplace, whole)
+    assert [step for step, _ in tuned] == list(range(1, STEPS_PER_EPOCH + 1))
+    assert tuned[0][1] < pretrained[0][1] - 0.4

@@ -16,8 +16,8 @@ class LlamaProcessor:
 
     Args:
         tokenizer: a :class:`~mindformers.models.llama.llama_tokenizer.LlamaTokenizer`.
-        max_length: tokens per text, special ones included, to which ``padding='max_length'`` pads; longer
-            texts stay.
+        max_length: tokens per text, special ones included, to which ``padding='max_length'`` pads; longer texts
+            stay.
         padding: as in the tokenizer's call; False leaves lengths as they are.
         return_tensors: 'ms', 'np' or None.
     """

@@ -34,8 +34,7 @@ class LlamaTokenizer(BaseTokenizer):
     """Text to ids and back with a SentencePiece model.
 
     A special token that stands in a text becomes its id, and the text after it is tokenized like a new text.
-    Plain text gives exactly
-    the ids of SentencePiece.
+    Plain text gives exactly the ids of SentencePiece.
 
     Args:
         vocab_file: the SentencePiece model, ``tokenizer.model``.
@@ -48,8 +47,8 @@ class LlamaTokenizer(BaseTokenizer):
         add_eos_token: see ``eos_token``.
         clean_up_tokenization_spaces: default of the same option of :meth:`decode`.
         **kwargs: ``model_max_length``, ``padding_side``, ``truncation_side``, ``name_or_path`` (see
-            :class:`~mindformers.models.base_tokenizer.BaseTokenizer`) and ``additional_special_tokens``
-            (list of strings).
+            :class:`~mindformers.models.base_tokenizer.BaseTokenizer`) and ``additional_special_tokens`` (list
+            of strings).
 
     Raises:
         DataError: ``vocab_file`` cannot be used, or an argument is unknown or of the wrong kind.
@@ -173,8 +172,7 @@ class LlamaTokenizer(BaseTokenizer):
         """The text of ids.
 
         Args:
-            token_ids: an int, a list, array or Tensor of ints; or several of these in a list (or a 2-D
-                array).
+            token_ids: an int, a list, array or Tensor of ints; or several of these in a list (or a 2-D array).
             skip_special_tokens: leave bos, eos, unk, pad and additional special tokens out.
             clean_up_tokenization_spaces: join punctuation and contractions to the word before; None means the
                 tokenizer's own setting.

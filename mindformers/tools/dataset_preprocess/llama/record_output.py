@@ -27,9 +27,8 @@ _MOST_WAITING = 64  # writes that may wait for MindSpore's import or for the dis
 class DatasetOutput:
     """A MindRecord file (or several), its index and its description, moved into place when all are complete.
 
-    MindSpore refuses renamed files, so they are written under their final names in a hidden folder beside
-    the target.
-    Writing happens in a thread, which also imports MindSpore: both run beside the tokenizing.
+    MindSpore refuses renamed files, so they are written under their final names in a hidden folder beside the
+    target. Writing happens in a thread, which also imports MindSpore: both run beside the tokenizing.
 
     Args:
         path: the output file.
