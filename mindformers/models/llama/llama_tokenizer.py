@@ -54,6 +54,14 @@ class LlamaTokenizer(BaseTokenizer):
         DataError: ``vocab_file`` cannot be used, or an argument is unknown or of the wrong kind.
     """
 
+    def incremental_decoder(self, skip_special_tokens: bool = True) -> IncrementalDecoder:
+        """A fresh decoder for a stream of ids; text is final, and free of halves of characters, as soon as it is given.
+
+        Args:
+            skip_special_tokens: leave special tokens out of the text.
+        """
+        return IncrementalDecoder(self, skip_special_tokens, legacy_spaces=skip_special_tokens)
+
     def __init__(
         self,
         vocab_file: str | Path,

@@ -99,17 +99,9 @@ def test_timeout() -> None:
 
 
 def test_with_the_tokenizer(tiny_model_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from mindformers.models.incremental_decoder import IncrementalDecoder
     from mindformers.models.llama.llama_tokenizer import LlamaTokenizer
 
-    class Streaming(LlamaTokenizer):
-        """Has the method a streamer asks for."""
-
-        def incremental_decoder(self, skip_special_tokens: bool = True) -> IncrementalDecoder:
-            """A fresh decoder."""
-            return IncrementalDecoder(self, skip_special_tokens)
-
-    tokenizer = Streaming(str(tiny_model_file))
+    tokenizer = LlamaTokenizer(str(tiny_model_file))
     ids = tokenizer("the quick \U0001f600 fox \u4f60\u597d")["input_ids"]
     streamer = TextStreamer(tokenizer, skip_special_tokens=True)
     streamer.put(np.array(ids[:3]))
