@@ -46,6 +46,7 @@ ROWS = {
     "mindformers.inference": 6,
     "mindformers.trainer": 7,
     "mindformers.simulate": 8,
+    "mindformers.commands": 8,
     "mindformers.__main__": 8,
 }
 # The folder tools/ holds library modules of row 0; everything else in it is a command of row 8.
