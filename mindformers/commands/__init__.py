@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sub-commands of ``python -m mindformers``: one table, and a module for each that is imported when it is called."""
+"""The sub-commands of ``python -m mindformers``: one table; a module is imported when its command is called."""
 
 import argparse
 import importlib
