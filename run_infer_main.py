@@ -83,10 +83,6 @@ def _tokenizer(args: argparse.Namespace) -> Any:
     folder = Path(args.model_dir or Path(args.prefill_model_path).parent)
     path = Path(args.tokenizer_path or folder)
     file = path / "tokenizer.model" if path.is_dir() else path
-    if not file.is_file():
-        raise ConfigError(
-            f"{file}: no such file; give the tokenizer of the model: --tokenizer_path path/to/tokenizer.model"
-        )
     return LlamaTokenizer(str(file))
 
 
