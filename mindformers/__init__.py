@@ -66,6 +66,7 @@ _MODULES: dict[str, tuple[str, ...]] = {
         "TopKLogitsWarper",
         "TopPLogitsWarper",
     ),
+    "mindformers.inference": ("InferConfig", "InferTask", "get_mslite_pipeline"),
     "mindformers.trainer": ("Trainer",),
 }
 _TABLE = {name: module for module, names in _MODULES.items() for name in names}
