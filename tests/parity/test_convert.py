@@ -51,7 +51,7 @@ def test_transformers_writes_we_read_and_the_other_way_round(tmp_path, name):
     wanted = tiny_config(name)
     for field in ("hidden_size", "num_heads", "num_kv_heads", "ffn_size", "rope_theta", "tie_word_embeddings"):
         assert getattr(config, field) == getattr(wanted, field), field
-        convert("--torch_ckpt_dir", tmp_path / "hf", "--to_meta", tmp_path / "meta", "--verify")
+    convert("--torch_ckpt_dir", tmp_path / "hf", "--to_meta", tmp_path / "meta", "--verify")
     convert("--torch_ckpt_dir", tmp_path / "meta", "--mindspore_ckpt_path", tmp_path / "m.ckpt", "--verify")
     convert("--mindspore_ckpt_path", tmp_path / "m.ckpt", "--to_hf", tmp_path / "back")
     back = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "back")
@@ -141,14 +141,21 @@ class TestRealModel:
     @pytest.mark.parametrize("kind", ["hf", "meta"])
     def test_greedy_story(self, converted, kind):
         tokenizer = LlamaTokenizer(str(converted / "tokenizer.model"))
-        config = llama_config_from(
-            shared_data(f"stories260k/{kind}"), checkpoint_name_or_path=str(converted / f"{kind}.ckpt")
-        )
-        config.use_past = True
-        network = LlamaForCausalLM(config)
+        changes = {"checkpoint_name_or_path": str(converted / f"{kind}.ckpt"), "use_past": True}
+        network = LlamaForCausalLM(llama_config_from(shared_data(f"stories260k/{kind}"), **changes))
         prompt = tokenizer("Once upon a time")["input_ids"]
         ids = network.generate([prompt, prompt], do_sample=False, max_length=200)
         assert [tokenizer.decode(row, skip_special_tokens=True) for row in ids] == [STORY, STORY]
+
+    @pytest.mark.parametrize("kind", ["hf", "meta"])
+    def test_greedy_story_from_the_foreign_folder_without_cache(self, kind):
+        tokenizer = LlamaTokenizer(str(shared_data("stories260k/hf/tokenizer.model")))
+        folder = shared_data(f"stories260k/{kind}")
+        network = LlamaForCausalLM(llama_config_from(folder, checkpoint_name_or_path=str(folder), use_past=False))
+        ids = network.generate(tokenizer("Once upon a time")["input_ids"], do_sample=False, max_length=60)
+        text = tokenizer.decode(ids[0], skip_special_tokens=True)
+        assert STORY.startswith(text)
+        assert len(text) > 100
 
 
 def test_meta_reference_in_numpy_equals_transformers():
