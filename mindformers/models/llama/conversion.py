@@ -8,7 +8,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -340,8 +340,14 @@ def write_meta(checked: Checked, folder: Path, num_shards: int = 1, overwrite: b
     params = meta_params_dict(config)
     parts = [_meta_part(item, num_shards) for item in plan]
     needed = num_shards * sum(nbytes(shape, dtype) for _, shape, dtype in parts)
-    with new_folder(folder, needed, overwrite) as temp, _progress(plan, folder.name) as advance:
+    with (
+        new_folder(folder, needed, overwrite) as temp,
+        _progress(plan, folder.name) as advance,
+        ExitStack() as unfinished,
+    ):
         writers = [TorchWriter(temp / f"consolidated.{number:02d}.pth", parts) for number in range(num_shards)]
+        for writer in writers:
+            unfinished.callback(writer.close)
         for item, value in checked.values(plan):
             entry = entry_of(item.name)
             data = permute(value.data, heads[entry.heads], to_meta=True) if entry.heads else value.data

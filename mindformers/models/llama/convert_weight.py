@@ -82,7 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _check_arguments(args: argparse.Namespace) -> None:
+def check_arguments(args: argparse.Namespace) -> None:
     """Combinations that mean nothing, all at once."""
     problems = []
     outputs = [args.to_hf, args.to_meta]
@@ -246,7 +246,7 @@ def _describe(weights: Weights, config: LlamaConfig) -> str:
 def main(argv: list[str] | None = None) -> int:
     """The command; prints what was read, written and compared."""
     args: Any = build_parser().parse_args(argv)
-    _check_arguments(args)
+    check_arguments(args)
     weights, config, folder = _open_source(args)
     if args.dtype:
         config.param_init_type = config.compute_dtype = args.dtype
