@@ -10,9 +10,11 @@ from typing import Any
 from mindformers.errors import ConfigError
 from mindformers.tools.utils import did_you_mean
 
-__all__ = ["MIRROR", "MODELS", "MindFormerBook", "ModelEntry", "RemoteFile", "known_name"]
+__all__ = ["MIRROR", "MODELS", "STORE", "MindFormerBook", "ModelEntry", "RemoteFile", "known_name"]
 
-_STORE = "https://ascend-repo-modelzoo.obs.cn-east-2.myhuaweicloud.com/MindFormers"
+STORE = "https://ascend-repo-modelzoo.obs.cn-east-2.myhuaweicloud.com"
+"""Where the published files lie."""
+
 MIRROR = "mindspore"
 _TASK = "text_generation"
 
@@ -64,7 +66,7 @@ class ModelEntry:
 # Size and checksum are those of the Git LFS entry of tokenizer.model in Meta's Hugging Face repositories
 # (meta-llama/Llama-2-7b and the others: one file for all sizes). URLs: the model card of Llama 2.
 _LLAMA2_TOKENIZER = RemoteFile(
-    url=f"{_STORE}/llama2/tokenizer.model",
+    url=f"{STORE}/MindFormers/llama2/tokenizer.model",
     filename="tokenizer.model",
     size=499723,
     sha256="9e556afd44213b6bd1be2b850ebbbd98f5481437a8021afaf58ee7fb1818d347",
@@ -78,7 +80,7 @@ def _llama2(size: str, checkpoint: str | None) -> ModelEntry:
     return ModelEntry(
         config=f"run_{name}",
         family="llama2",
-        checkpoint=RemoteFile(f"{_STORE}/llama2/{checkpoint}", f"{name}.ckpt") if checkpoint else None,
+        checkpoint=RemoteFile(f"{STORE}/MindFormers/llama2/{checkpoint}", f"{name}.ckpt") if checkpoint else None,
         tokenizer=_LLAMA2_TOKENIZER,
         weights_advice=f"get Meta's weights from {source} (after accepting their licence) and convert them: "
         "python mindformers/models/llama/convert_weight.py --torch_ckpt_dir FOLDER --mindspore_ckpt_path FILE",
