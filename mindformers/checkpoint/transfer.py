@@ -313,6 +313,7 @@ class _Transfer:
                 self._discard()
                 raise CheckpointError(f"{self.url} answered with a page, not with a file: a login or a proxy?")
             file.write(chunk)
+            file.flush()  # a kill loses nothing that has arrived
             place += len(chunk)
             bar.update(len(chunk))
             now = time.monotonic()
