@@ -7,14 +7,14 @@ Replies go to stdout; everything else (notes, speed, errors) goes to stderr.
 import argparse
 import logging
 import os
-import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any
 
 from mindformers.checkpoint.download import OFFLINE_VARIABLES
 from mindformers.commands import Command
+from mindformers.commands.interrupts import Interrupts
 from mindformers.errors import ConfigError, DataError
 from mindformers.tools.utils import did_you_mean
 
@@ -78,6 +78,15 @@ def chat(args: argparse.Namespace) -> int:
     """Load the model, then answer line after line until /exit, the end of stdin, or Ctrl-C at the prompt."""
     if args.offline:
         os.environ[OFFLINE_VARIABLES[0]] = "1"
+    with Interrupts() as interrupts:  # before MindSpore is imported
+        try:
+            return _chat(args, interrupts)
+        except BrokenPipeError:  # the reader of our stdout is gone, and nobody is left to be told
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+
+
+def _chat(args: argparse.Namespace, interrupts: Interrupts) -> int:
     chosen = settings(args)
     from mindformers.commands.chat_model import speaks_llama2
 
@@ -90,18 +99,14 @@ def chat(args: argparse.Namespace) -> int:
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         stream.reconfigure(encoding="utf-8", errors="strict" if stream is sys.stdin and not terminal else "replace")
     note(f"loading {args.model}")
-    repl = _repl(args, chosen, speaks, terminal)
+    replier = _replier(args, chosen, speaks)
     if terminal:
         how = "Llama 2 chat format" if speaks else "continues text"
-        note(f"{how}: {why}. At most {repl.replier.seq_length} tokens. /help lists the commands")
-    try:
-        return repl.run()
-    except BrokenPipeError:  # the reader of our stdout is gone, and nobody is left to be told
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        note(f"{how}: {why}. At most {replier.seq_length} tokens. /help lists the commands")
+    return Repl(replier, interrupts, terminal).run()
 
 
-def _repl(args: argparse.Namespace, chosen: dict[str, Any], speaks: bool, terminal: bool) -> "Repl":
+def _replier(args: argparse.Namespace, chosen: dict[str, Any], speaks: bool) -> Any:
     import mindspore as ms
 
     from mindformers.commands.chat_model import load_partner
@@ -113,7 +118,7 @@ def _repl(args: argparse.Namespace, chosen: dict[str, Any], speaks: bool, termin
     init_context(context_config={"mode": 0, "device_target": target, "device_id": args.device_id})
     partner = load_partner(args.model, args.load_checkpoint)
     conversation = Conversation(partner.tokenizer, speaks, args.system)
-    return Repl(Replier(partner, conversation, chosen, args.max_new_tokens, args.seed), terminal)
+    return Replier(partner, conversation, chosen, args.max_new_tokens, args.seed)
 
 
 def note(text: str) -> None:
@@ -126,11 +131,13 @@ class Repl:
 
     Args:
         replier: makes the replies.
+        interrupts: what Ctrl-C does.
         terminal: a person types; False reads a pipe: no prompts, and Ctrl-C ends the program.
     """
 
-    def __init__(self, replier: Any, terminal: bool) -> None:
+    def __init__(self, replier: Any, interrupts: Interrupts, terminal: bool) -> None:
         self.replier = replier
+        self.interrupts = interrupts
         self.terminal = terminal
         self.conversation = replier.conversation
         self.interrupted = False  # by Ctrl-C, and nothing was typed since
@@ -151,14 +158,14 @@ class Repl:
     def _lines(self) -> Iterator[str]:
         if not self.terminal:
             try:
-                for line in sys.stdin:
+                while line := self.interrupts.reading(sys.stdin.readline):
                     yield line.rstrip("\r\n")
             except UnicodeDecodeError as error:
                 raise DataError(f"stdin is not UTF-8 text: {error}") from error
             return
         while True:
             try:
-                line = input("> ")
+                line = self.interrupts.reading(lambda: input("> "))
             except EOFError:
                 print()
                 return
@@ -200,9 +207,9 @@ class Repl:
 
     def _reply(self, line: str) -> None:
         """Show a reply, its speed, and why it ended when that was not the model's wish."""
-        with _ctrl_c(self.replier):
+        with self.interrupts.reply():
             try:
-                outcome = self.replier.reply(line, note)
+                outcome = self.replier.reply(line, note, lambda: self.interrupts.requested)
             except DataError as error:
                 if not self.terminal:
                     raise
@@ -213,23 +220,6 @@ class Repl:
             self.interrupted = True
             if not self.terminal:
                 raise KeyboardInterrupt
-
-
-@contextmanager
-def _ctrl_c(replier: Any) -> Iterator[None]:
-    """Ctrl-C asks the reply to stop after its next token; a second one, when that does not come, breaks in."""
-
-    def stop(number: int, frame: Any) -> None:
-        if replier.stop_requested:
-            raise KeyboardInterrupt
-        replier.stop_requested = True
-
-    replier.stop_requested = False
-    previous = signal.signal(signal.SIGINT, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
 
 
 CHAT = Command(arguments, chat)

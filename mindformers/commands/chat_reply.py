@@ -56,7 +56,7 @@ class _Reply(TextStreamer):
 
     Args:
         tokenizer: see TextStreamer.
-        stop: asked before each token.
+        stop: asked after each token.
     """
 
     def __init__(self, tokenizer: Any, stop: Callable[[], bool]) -> None:
@@ -110,19 +110,19 @@ class Replier:
         self.seed = seed
         self.seq_length = partner.model.config.seq_length
         self.replies = 0
-        self.stop_requested = False
 
     def reset(self) -> None:
         """A new conversation, which draws the same random numbers as the first."""
         self.conversation.reset()
         self.replies = 0
 
-    def reply(self, text: str, note: Callable[[str], None]) -> Outcome:
+    def reply(self, text: str, note: Callable[[str], None], stop: Callable[[], bool] = lambda: False) -> Outcome:
         """Show the reply to ``text`` on stdout, and add both to the conversation.
 
         Args:
             text: what the user wrote.
             note: tells that turns were dropped.
+            stop: asked after each token; True ends the reply.
 
         Raises:
             DataError: the text cannot be answered; nothing was added.
@@ -135,7 +135,7 @@ class Replier:
             note(f"the {dropped} oldest {turns} dropped: the model sees at most {self.seq_length} tokens")
         limit = min(self.max_new_tokens, self.seq_length - len(ids))
         seed = {} if self.seed is None else {"seed": self.seed + self.replies}
-        streamer = _Reply(self.partner.tokenizer, lambda: self.stop_requested)
+        streamer = _Reply(self.partner.tokenizer, stop)
         begin, stopped = time.perf_counter(), False
         try:
             self.partner.model.generate(ids, streamer=streamer, max_new_tokens=limit, **self.chosen, **seed)
