@@ -24,6 +24,8 @@ UNIT = [
     "hypothesis>=6.100",
     "ruff>=0.6",
     "codespell[toml]>=2.3",
+    "trustme>=1.1",
+    "pexpect>=4.9",
     "setuptools>=68",
     *QUICKSTART,
     *TENSORBOARD,
@@ -77,6 +79,8 @@ setup(
         "pydantic>=2.7,<3",
         "tqdm>=4.66",
         "rich>=13",
+        "requests>=2.32",
+        "urllib3>=2.2",  # read1: reading what has arrived without waiting for more
     ],
     extras_require={
         "convert": CONVERT,

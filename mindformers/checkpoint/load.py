@@ -13,10 +13,12 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from mindformers.checkpoint.ckpt_index import ckpt_problem
+from mindformers.checkpoint.download import fetch
 from mindformers.checkpoint.layout import FORMATS, OutputLayout, manifest_path
 from mindformers.checkpoint.manifest import damage, read_manifest, scan
 from mindformers.checkpoint.names import is_cache_name, is_weight_name, missing_hint, modern_name, shape_hint
 from mindformers.errors import CheckpointError
+from mindformers.model_zoo import known_name
 from mindformers.tools.logger import get_logger
 
 __all__ = [
@@ -195,17 +197,19 @@ def resolve_checkpoint(value: str | Path, rank: int = 0) -> Path:
     """Turn the value of ``load_checkpoint`` into the file to read.
 
     Args:
-        value: a file; a folder of checkpoint files; a folder with ``rank_N`` folders; or an output folder of
-            a run.
+        value: a file; a folder of checkpoint files; a folder with ``rank_N`` folders; an output folder of
+            a run; or, when nothing of that name is on disk, the name of a model whose weights are published.
         rank: whose ``rank_N`` folder to look into.
 
     Returns:
         The file. In a folder: the newest complete step checkpoint, else the newest file by time.
 
     Raises:
-        CheckpointError: nothing there; the message lists what is there and the nearest name.
+        CheckpointError: nothing there (the message lists what is there and the nearest name), or a download failed.
     """
     path = Path(value).expanduser()
+    if not path.exists() and known_name(value):
+        return fetch(str(value), "checkpoint")
     if not path.is_dir():
         return _existing_file(path)
     for folder in (path / f"rank_{rank}", OutputLayout(path, rank).checkpoint_dir, path):
