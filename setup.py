@@ -88,6 +88,7 @@ setup(
         "tensorboard": TENSORBOARD,
         "quickstart": QUICKSTART,
         "serve": SERVE,
+        "browser": ["playwright>=1.40"],  # tests/browser; drives a Chromium that is installed already
         "unit": UNIT,
         "test": [*UNIT, *CONVERT],
         "docs": ["mkdocs>=1.6", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.25"],
