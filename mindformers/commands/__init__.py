@@ -26,6 +26,7 @@ TABLE: dict[str, tuple[str, str, str]] = {
     "validate": ("check YAML files; exit code 2 when one has a problem", "configs", "VALIDATE"),
     "show": ("print a config with everything it inherits", "configs", "SHOW"),
     "cp": ("copy a config, complete, to a file of your own", "configs", "CP"),
+    "rank-table": ("explain rank tables; exit code 2 when one has a problem", "rank_table", "RANK_TABLE"),
 }
 
 
