@@ -109,6 +109,7 @@ class Head:
         self._identity, self._others = identity, dict(others)
         self._lines: list[_Line] = []
         self._hello: dict[int, dict[str, Any]] = {}
+        self._ended: set[int] = set()
         self._attempt = -1
         family = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0][0]
         try:
@@ -138,11 +139,14 @@ class Head:
             problem = self.trouble()
             if problem and problem[1]:
                 raise DeviceError(problem[0])
+            ended = [self._others[rank] for rank in missing if rank in self._ended]
+            if ended:
+                raise DeviceError(f"the launcher of server {ended[0]} has ended, its ranks were done: no restart")
             names = ", ".join(f"{self._others[rank]} (its ranks start at {rank})" for rank in missing)
             if time.monotonic() > deadline:
                 raise DeviceError(f"no launcher has started on {names}; give the command of each server")
             tick(f"waiting for the launcher of {names}")
-        resume = resumable and all(hello["resumable"] for hello in self._hello.values())
+        resume = resumable and all(hello.get("resumable") for hello in self._hello.values())
         self._broadcast(go=attempt, resume=resume)
         return resume
 
@@ -159,6 +163,7 @@ class Head:
                 elif "fail" in message and message.get("attempt", -1) >= self._attempt:
                     self._broadcast(but=line, **message)
                     return str(message["fail"]), bool(message.get("final"))
+        self._ended |= {line.peer for line in self._lines if line.done and line.peer is not None}
         gone = [line.peer for line in self._lines if line.closed and not line.done and line.peer is not None]
         self._lines = [line for line in self._lines if not line.closed]
         if gone:
@@ -176,6 +181,9 @@ class Head:
 
     def _greet(self, line: _Line, message: dict[str, Any]) -> None:
         rank, settings = message["hello"], message.get("settings")
+        if not isinstance(rank, int) or not isinstance(settings, dict):
+            line.close()
+            return
         taken = any(other.peer == rank and other is not line and not other.closed for other in self._lines)
         if rank not in self._others or taken:
             refused = f"ranks from {rank} on are already started or not in the rank table"

@@ -5,6 +5,7 @@ import contextlib
 import ctypes
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,7 +17,9 @@ from pathlib import Path
 from mindformers.errors import ConfigError
 
 _PR_SET_PDEATHSIG = 1
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# What nohup or a shell's & made us ignore stays ignored.
+STOP_SIGNALS = tuple(s for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) != signal.SIG_IGN)
+_UNKILLABLE_SECONDS = 30.0
 WATCHED = {*STOP_SIGNALS, signal.SIGCHLD}
 
 
@@ -65,7 +68,8 @@ class Child:
             raise ConfigError(f"{spec.log}: cannot be written: {error.strerror or error}") from error
         with log:
             self.log_start = log.tell()
-            log.write(f"==== {time.strftime('%Y-%m-%d %H:%M:%S')} {' '.join(spec.words)}\n".encode())
+            command = shlex.join(spec.words).replace("\n", "\\n")
+            log.write(f"==== {time.strftime('%Y-%m-%d %H:%M:%S')} {command}\n".encode())
             log.flush()
             self._process = subprocess.Popen(
                 spec.words, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, cwd=spec.cwd,
@@ -138,9 +142,13 @@ def stop_all(children: Sequence[Child], grace: float) -> None:
             break
     for child in children:
         child.signal_group(signal.SIGKILL)  # helpers that a rank left behind too
-    for child in children:
-        while child.poll() is None:
-            signal.sigtimedwait(WATCHED, 0.1)
+    deadline = time.monotonic() + _UNKILLABLE_SECONDS
+    while (left := [child for child in children if child.poll() is None]) and time.monotonic() < deadline:
+        signal.sigtimedwait(WATCHED, 0.05)
+    for child in left:
+        print(
+            f"note: {child.spec.name} (process {child.pid}) hangs in the kernel and cannot be killed", file=sys.stderr
+        )
 
 
 class Guardian:

@@ -98,7 +98,7 @@ def failure_report(first: Child, reason: str, others: Sequence[Child], logs: Pat
     last = tail(first.spec.log, first.log_start)
     lines = [f"{first.spec.name} failed first: {reason}, after {first.seconds:.0f} s"]
     if "SIGKILL" in reason:
-        lines.append("  nobody but the system kills like that when memory runs out: dmesg | grep -i 'out of memory'")
+        lines.append("  if nobody did that by hand, the system ran out of memory: dmesg | grep -i 'out of memory'")
     hint = hint_for("\n".join(tail(first.spec.log, first.log_start, 400)))
     if hint:
         lines.append(f"  {hint}")

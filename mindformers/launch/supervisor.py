@@ -119,10 +119,9 @@ class Supervisor:
             self.guardian.watch(child.pid)
         self.job.record.write([(child.spec.name, child.pid) for child in self.children])
         failure = self._watch()
-        if failure is not None:
-            name = failure.child.spec.name if failure.child else ""
+        if failure is not None and failure.child is not None:
             final = failure.final or attempt >= self.job.max_restarts
-            self.job.hosts.tell_failure(f"{name} failed: {failure.reason}" if name else failure.reason, final)
+            self.job.hosts.tell_failure(f"{failure.child.spec.name} failed: {failure.reason}", final)
         self._end()
         return failure
 
@@ -162,7 +161,10 @@ class Supervisor:
             order = [*killed, *sorted(failed, key=lambda child: child.spec.rank is None)]
             first = order[0]
             code = first.poll()
-        return Failure(first, describe_exit(code), shell_code(code), final=code == USER_ERROR)
+        # Processes that did not find each other may do so another time; a wrong configuration stays wrong.
+        error = (first.reported_error() or {}).get("error", "")
+        final = code == USER_ERROR and not error.startswith("DeviceError")
+        return Failure(first, describe_exit(code), shell_code(code), final)
 
     def _report(self, failure: Failure, again: bool) -> None:
         if failure.child is None:
