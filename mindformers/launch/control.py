@@ -156,13 +156,16 @@ class Head:
     def trouble(self) -> tuple[str, bool] | None:
         """A failure on another server: its text, and whether it ends the job for good."""
         self._accept()
+        found = None
         for line in self._lines:
-            for message in line.receive():
+            for message in line.receive():  # all of them: a greeting for the next attempt may follow a failure
                 if "hello" in message:
                     self._greet(line, message)
                 elif "fail" in message and message.get("attempt", -1) >= self._attempt:
                     self._broadcast(but=line, **message)
-                    return str(message["fail"]), bool(message.get("final"))
+                    found = found or (str(message["fail"]), bool(message.get("final")))
+        if found:
+            return found
         self._ended |= {line.peer for line in self._lines if line.done and line.peer is not None}
         gone = [line.peer for line in self._lines if line.closed and not line.done and line.peer is not None]
         self._lines = [line for line in self._lines if not line.closed]
@@ -258,6 +261,7 @@ class Member:
 
     def trouble(self) -> tuple[str, bool] | None:
         """A failure on another server: its text, and whether it ends the job for good."""
+        found = None
         for message in self._line.receive():
             if message.get("go") == self._attempt:
                 self._go = message
@@ -266,7 +270,9 @@ class Member:
                     f"the first server refuses ranks {spans([self._identity.first_rank])}...: {message['refuse']}"
                 )
             elif "fail" in message and message.get("attempt", -1) >= self._attempt:
-                return str(message["fail"]), bool(message.get("final"))
+                found = found or (str(message["fail"]), bool(message.get("final")))
+        if found:
+            return found
         if self._line.closed and not self._line.done:
             return f"the launcher of the first server ({self._where[0]}) is gone", True
         return None

@@ -73,7 +73,7 @@ def tail(path: Path, start: int = 0, lines: int = TAIL_LINES) -> list[str]:
             text = file.read().decode("utf-8", errors="replace")
     except OSError:
         return []
-    found = [line.rstrip() for part in text.split("\n") for line in [part.split("\r")[-1]] if line.strip()]
+    found = [line.rstrip().rpartition("\r")[2] for line in text.split("\n") if line.strip()]
     telling = [line for line in found if not _NOISE.match(line)]
     return (telling or found)[-lines:]
 
@@ -82,7 +82,7 @@ def hint_for(text: str) -> str | None:
     """Meaning and remedy of a known message in a log."""
     for pattern, meaning, remedy in HINTS:
         if re.search(pattern, text):
-            return f"probably: {meaning}. {remedy[0].upper()}{remedy[1:]}."
+            return f"probably {meaning}; {remedy}"
     return None
 
 
