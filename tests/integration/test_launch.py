@@ -77,21 +77,33 @@ def metrics(folder: Path, output: str, name: str = "loss") -> list[tuple[int, fl
 
 
 def processes(folder: Path, output: str) -> dict[str, int]:
-    """Name -> pid of what a launcher says it has running."""
-    record = json.loads((folder / output / "log" / "launch_rank_0.json").read_text(encoding="utf-8"))
+    """Name -> pid of what a launcher says it has running; empty while it writes that down."""
+    try:
+        record = json.loads((folder / output / "log" / "launch_rank_0.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
     return {entry["name"]: entry["pid"] for entry in record["processes"]}
 
 
-def kill_at(folder: Path, output: str, step: int, name: str, process: subprocess.Popen) -> dict[str, int]:
-    """Kill -9 a rank as soon as the run has logged a step; all pids of the job."""
-    file, deadline = folder / output / "metrics.jsonl", time.monotonic() + 600
-    while not (file.exists() and f'"step": {step},' in file.read_text(encoding="utf-8")):
+def kill_at(folder: Path, step: int, name: str, process: subprocess.Popen, not_pid: int | None = None) -> dict:
+    """Kill -9 a rank of the run in ``killed`` as soon as it has logged a step; all pids of the job.
+
+    Args:
+        folder: the workplace.
+        step: when.
+        name: which.
+        process: the launcher.
+        not_pid: the process of the attempt before, which is not meant.
+    """
+    file, deadline = folder / "killed" / "metrics.jsonl", time.monotonic() + 600
+    while True:
+        pids = processes(folder, "killed")
+        if pids.get(name, not_pid) != not_pid and file.exists() and f'"step": {step},' in file.read_text():
+            os.kill(pids[name], signal.SIGKILL)
+            return pids
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    pids = processes(folder, output)
-    os.kill(pids[name], signal.SIGKILL)
-    return pids
 
 
 @pytest.fixture(scope="module")
@@ -130,8 +142,8 @@ def test_logs_and_checkpoints_of_each_rank(workplace: Path, two: str) -> None:
 def test_a_killed_rank_restarts_then_ends_all_and_the_losses_go_on(workplace: Path, two: str) -> None:
     words = ["two.json", "run.yaml", "[0,2]", "train", "--port", "0", "--output_dir", "killed"]
     process = start(workplace, "run_distribute.sh", *words, "--max_restarts", "1")
-    kill_at(workplace, "killed", SAVE_EVERY + 2, "rank 1", process)
-    pids = kill_at(workplace, "killed", 4 * SAVE_EVERY + 2, "rank 0", process)
+    old = kill_at(workplace, SAVE_EVERY + 2, "rank 1", process)
+    pids = kill_at(workplace, TOTAL // 2, "rank 0", process, old["rank 0"])
     out, err = end(process, 128 + signal.SIGKILL)
     assert "rank 1 failed first: killed by SIGKILL" in err
     assert "restart 1 of 1, from the last complete checkpoint" in out
