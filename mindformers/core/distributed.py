@@ -74,6 +74,7 @@ class DataParallelReducer(nn.Cell):
 
     def __init__(self, parameters: Sequence[Parameter], ranks: int) -> None:
         super().__init__(auto_prefix=False)
+        self.ranks = ranks
         self.reduce_gradients = nn.DistributedGradReducer(parameters, mean=False, degree=ranks)
         self.all_reduce = ops.AllReduce()
 

@@ -105,6 +105,7 @@ def make_job(plan: Plan, config: RunConfig, output_dir: Path, record: RunRecord)
             raise ConfigError("--port 0 (any free port) is for one server: all servers must know the port")
         port = free_port(plan.address)
     prefix, directory = saving_options(config)
+    trains = prefix is not None and config.run_mode in ("train", "finetune")
     saved_in = Path(directory).resolve() if directory else output_dir
 
     def specs(resume: bool) -> list[Spec]:
@@ -114,7 +115,7 @@ def make_job(plan: Plan, config: RunConfig, output_dir: Path, record: RunRecord)
 
     def can_resume() -> bool:
         since = 0.0 if config.resume_training else started
-        if prefix is None or config.run_mode not in ("train", "finetune"):
+        if not trains:
             return False
         steps = [complete_steps(OutputLayout(saved_in, rank).checkpoint_dir, prefix, since) for rank in plan.ranks]
         return common_step(steps) is not None
@@ -125,7 +126,8 @@ def make_job(plan: Plan, config: RunConfig, output_dir: Path, record: RunRecord)
 
     options = plan.options
     hosts = _hosts(plan, config, port)
-    return Job(specs, output_dir, record, can_resume, prepare, hosts, options.max_restarts, options.grace)
+    advice = "; the same command with --resume_training True goes on from the last checkpoint" if trains else ""
+    return Job(specs, output_dir, record, can_resume, prepare, hosts, options.max_restarts, options.grace, advice)
 
 
 def _hosts(plan: Plan, config: RunConfig, port: int) -> Any:

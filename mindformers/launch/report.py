@@ -11,7 +11,7 @@ from mindformers.launch.process import Child
 
 TAIL_LINES = 12
 _TAIL_BYTES = 64 << 10
-_NOISE = re.compile(r"\[(INFO|WARNING)\] [A-Z_]+\(|==== ")
+NOISE = re.compile(r"\[(INFO|WARNING)\] [A-Z_]+\(|==== ")
 
 # (what stands in the log, what it means, what to do); docs/launch.md explains the same rows.
 HINTS: tuple[tuple[str, str, str], ...] = (
@@ -74,7 +74,7 @@ def tail(path: Path, start: int = 0, lines: int = TAIL_LINES) -> list[str]:
     except OSError:
         return []
     found = [line.rstrip().rpartition("\r")[2] for line in text.split("\n") if line.strip()]
-    telling = [line for line in found if not _NOISE.match(line)]
+    telling = [line for line in found if not NOISE.match(line)]
     return (telling or found)[-lines:]
 
 
@@ -96,7 +96,8 @@ def failure_report(first: Child, reason: str, others: Sequence[Child], logs: Pat
         logs: the folder of the logs.
     """
     last = tail(first.spec.log, first.log_start)
-    lines = [f"{first.spec.name} failed first: {reason}, after {first.seconds:.0f} s"]
+    error = str((first.reported_error() or {}).get("error", "")).partition("\n")[0]
+    lines = [f"{first.spec.name} failed first: {reason}, after {first.seconds:.0f} s" + (error and f": {error[:300]}")]
     if "SIGKILL" in reason:
         lines.append("  if nobody did that by hand, the system ran out of memory: dmesg | grep -i 'out of memory'")
     hint = hint_for("\n".join(tail(first.spec.log, first.log_start, 400)))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TextIO
 
 from mindformers.launch.process import Child
-from mindformers.launch.report import tail
+from mindformers.launch.report import NOISE, tail
 from mindformers.tools.rank_table import spans
 
 _TERMINAL_SECONDS, _FILE_SECONDS = 1.0, 60.0
@@ -64,5 +64,5 @@ def status_text(ranks: Sequence[Child], seconds: float) -> str:
     if ended:
         state += f", {spans(ended)} finished"
     last = tail(ranks[0].spec.log, ranks[0].log_start, 1)
-    line = last[0].rpartition(" - INFO - ")[2].strip() if last else "starting"
+    line = last[0].rpartition(" - INFO - ")[2].strip() if last and not NOISE.match(last[0]) else "starting"
     return f"[{minutes // 60}:{minutes % 60:02d}:{rest:02d}] {state} | {line}"

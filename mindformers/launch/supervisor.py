@@ -48,6 +48,7 @@ class Job:
         hosts: the other servers' launchers.
         max_restarts: attempts after the first one.
         grace: seconds between SIGTERM and SIGKILL.
+        advice: how to go on, for a user who stopped the job.
     """
 
     specs: Callable[[bool], Sequence[Spec]]
@@ -58,6 +59,7 @@ class Job:
     hosts: Any = field(default_factory=Alone)
     max_restarts: int = 0
     grace: float = 5.0
+    advice: str = ""
 
 
 class Supervisor:
@@ -101,7 +103,7 @@ class Supervisor:
         self.status.say(f"{name}: stopping {len(self._living())} processes")
         self.job.hosts.tell_failure(f"its launcher was stopped by {name}", True)
         self._end()
-        self.status.say("stopped; the same command with --resume_training True goes on from the last checkpoint")
+        self.status.say(f"stopped{self.job.advice}")
         return 128 + number
 
     def _attempt(self, attempt: int) -> Failure | None:

@@ -149,6 +149,8 @@ def _find_resume(cfg: RunConfig, layout: OutputLayout) -> ResumePoint:
             "Start anew without --resume_training"
         )
     logger.info("resuming from step %d, the newest that all %d ranks have", step, ranks)
+    if lists[0][-1] != step:
+        logger.warning("rank 0 also has step %d, which is not complete on all ranks", lists[0][-1])
     return resume_at(folder, prefix, step)
 
 

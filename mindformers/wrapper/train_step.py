@@ -71,6 +71,7 @@ class MFTrainOneStepCell(nn.Cell):
         self.max_grad_norm = float(max_grad_norm)
         self.accumulation = accumulation
         self.reducer = reducer
+        self.ranks = 1 if reducer is None else reducer.ranks
         self.dynamic_scale = scale_sense if isinstance(scale_sense, nn.Cell) else None
         start = self.dynamic_scale.get_loss_scale() if self.dynamic_scale else float(scale_sense)
         self.scale_sense = Parameter(Tensor(start, ms.float32), name="scale_sense", requires_grad=False)
@@ -98,7 +99,10 @@ class MFTrainOneStepCell(nn.Cell):
     def _scaled_total(self, batch: tuple, scale: Tensor) -> tuple:
         total, count = self.network.loss_and_count(*batch)
         # divided by the batch's capacity only to keep scaled gradients in the range a mean loss would have
-        return total * scale / batch[0].size, count
+        return total * scale / self._capacity(batch), count
+
+    def _capacity(self, batch: tuple) -> int:
+        return batch[0].size * self.ranks
 
     def construct(self, *batch: Tensor) -> tuple:
         """One micro step on the columns of a batch, in the order of the network's construct."""
@@ -115,15 +119,15 @@ class MFTrainOneStepCell(nn.Cell):
     def _reduce(self, batch: tuple) -> tuple:
         scale = self.scale_sense.value()
         (scaled, count), grads = self.grad_fn(batch, scale)
-        total, tokens = self.reducer.sums(scaled / scale * batch[0].size, count)
+        total, tokens = self.reducer.sums(scaled / scale * self._capacity(batch), count)
         safe_tokens = ops.maximum(tokens, Tensor(1.0, ms.float32))
-        overflow, norm, lr = self._update(self.reducer(grads), batch[0].size / (safe_tokens * scale))
+        overflow, norm, lr = self._update(self.reducer(grads), self._capacity(batch) / (safe_tokens * scale))
         return total / safe_tokens, overflow, scale, lr, norm
 
     def _accumulate(self, batch: tuple) -> tuple:
         scale = self.scale_sense.value()
         (scaled, count), grads = self.grad_fn(batch, scale)
-        total = scaled / scale * batch[0].size
+        total = scaled / scale * self._capacity(batch)
         if self.accu_step == 0:
             self.hyper_map(_store, self.accu_grads, grads)
             ops.assign(self.accu_loss, total)
@@ -143,7 +147,7 @@ class MFTrainOneStepCell(nn.Cell):
                 grads = self.reducer(grads)
                 loss_sum, tokens = self.reducer.sums(loss_sum, tokens)
                 safe_tokens = ops.maximum(tokens, Tensor(1.0, ms.float32))
-            overflow, norm, lr = self._update(grads, batch[0].size / (safe_tokens * scale))
+            overflow, norm, lr = self._update(grads, self._capacity(batch) / (safe_tokens * scale))
         else:
             ops.assign(self.accu_step, step)
         return loss_sum / safe_tokens, overflow, scale, lr, norm
