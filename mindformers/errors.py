@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The exceptions a user can meet, and the one place that turns them into an exit code."""
 
+import json
+import os
 import sys
+import time
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -41,14 +44,34 @@ def run_cli(main: Callable[[], int | None]) -> NoReturn:
         main: the command; it returns an exit code, or None for success.
 
     A :class:`MindFormersError` is printed as ``error: ...`` on stderr without a traceback and exits with its
-    ``exit_code``; Ctrl-C exits with 130. Every other exception is a bug of ours and keeps its traceback.
+    ``exit_code``; Ctrl-C exits with 130. Every other exception is a bug of ours and keeps its traceback. A launcher
+    learns of the error at once, by the file it names in MINDFORMERS_ERROR_FILE: the process itself may take long to
+    end when others wait for it.
     """
     try:
         code = main()
     except MindFormersError as error:
+        _tell_launcher(error, error.exit_code)
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         sys.exit(130)
+    except Exception as error:
+        _tell_launcher(error, 1)
+        raise
     sys.exit(code or 0)
+
+
+def _tell_launcher(error: Exception, exit_code: int) -> None:
+    """Write time, message and exit code to the file of MINDFORMERS_ERROR_FILE, if a launcher named one."""
+    path = os.environ.get("MINDFORMERS_ERROR_FILE")
+    if not path:
+        return
+    record = {"time": time.time(), "error": f"{type(error).__name__}: {error}", "exit_code": exit_code}
+    try:
+        with open(f"{path}.tmp", "w", encoding="utf-8") as file:
+            json.dump(record, file)
+        os.replace(f"{path}.tmp", path)
+    except OSError as failure:  # the error itself still has to be shown
+        print(f"note: {path} could not be written: {failure}", file=sys.stderr)

@@ -137,6 +137,26 @@ class OutputLayout:
         return self.root / "log" / self.rank_name
 
     @property
+    def log_file(self) -> Path:
+        """Everything this rank prints, when a launcher started it."""
+        return self.log_dir / "mindformer.log"
+
+    @property
+    def error_file(self) -> Path:
+        """The error that ended this rank, as JSON; written by the rank, read by the launcher."""
+        return self.log_dir / "error.json"
+
+    @property
+    def scheduler_log(self) -> Path:
+        """What MindSpore's scheduler process of a CPU job prints."""
+        return self.root / "log" / "scheduler.log"
+
+    @property
+    def launch_file(self) -> Path:
+        """Which processes a launcher has running; ``rank`` is the first one it started."""
+        return self.root / "log" / f"launch_{self.rank_name}.json"
+
+    @property
     def profile_dir(self) -> Path:
         """Traces of the profiler."""
         return self.root / "profile" / self.rank_name

@@ -20,7 +20,7 @@ from mindformers.checkpoint.names import is_setting_name
 from mindformers.errors import CheckpointError
 from mindformers.tools.logger import get_logger
 
-__all__ = ["EXACT_FIELDS", "ResumePoint", "check_settings", "find_resume", "restore"]
+__all__ = ["EXACT_FIELDS", "ResumePoint", "check_settings", "find_resume", "rank_folder", "restore", "resume_at"]
 
 logger = get_logger(__name__)
 
@@ -56,7 +56,7 @@ def find_resume(where: OutputLayout | str | Path, prefix: str | None = None, ran
     if isinstance(where, OutputLayout):
         folder = where.checkpoint_dir
     elif Path(where).is_dir():
-        folder = _rank_folder(Path(where), rank)
+        folder = rank_folder(Path(where), rank)
     else:
         return _proven(resolve_checkpoint(where, rank))
     for temp in temp_files(folder):
@@ -84,6 +84,23 @@ def find_resume(where: OutputLayout | str | Path, prefix: str | None = None, ran
             furthest.path,
         )
     return _proven(newest.path)
+
+
+def resume_at(folder: Path, prefix: str | None, step: int) -> ResumePoint:
+    """The complete checkpoint of a step, the one written last if there are several.
+
+    Args:
+        folder: a ``rank_N`` folder.
+        prefix: take only checkpoints of this prefix; None takes all.
+        step: optimizer steps done.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
+    found = [c for c in scan(folder, prefix) if c.manifest is not None and c.manifest.step == step]
+    if not found:
+        raise CheckpointError(f"{folder}: no complete checkpoint of step {step}")
+    return _proven(found[-1].path)
 
 
 def restore(
@@ -174,7 +191,7 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
-def _rank_folder(path: Path, rank: int) -> Path:
+def rank_folder(path: Path, rank: int) -> Path:
     """The folder of ``rank``: below an output folder, below ``checkpoint``, or ``path`` itself."""
     for folder in (OutputLayout(path, rank).checkpoint_dir, path / f"rank_{rank}"):
         if folder.is_dir():

@@ -8,12 +8,14 @@ from typing import Any
 import mindspore as ms
 from mindspore import nn
 
+from mindformers.checkpoint.agree import common_step, complete_steps, saving_options
 from mindformers.checkpoint.layout import OutputLayout
 from mindformers.checkpoint.load import load_into, read_checkpoint, resolve_checkpoint
 from mindformers.checkpoint.manifest import flatten_config
-from mindformers.checkpoint.resume import ResumePoint, find_resume, restore
+from mindformers.checkpoint.resume import ResumePoint, find_resume, rank_folder, restore, resume_at
 from mindformers.config import RunConfig
 from mindformers.core.callback import CheckpointMonitor, EvalCallBack, MFLossMonitor, ObsMonitor, ProfileMonitor
+from mindformers.core.distributed import DataParallelReducer, data_parallel_ranks, gather_numbers
 from mindformers.core.lr import resolve_schedule
 from mindformers.core.param_groups import group_parameters
 from mindformers.core.progress import TrainProgress
@@ -33,6 +35,8 @@ from mindformers.trainer.evaluate import EvalCell, evaluate
 from mindformers.wrapper import MFTrainOneStepCell
 
 logger = get_logger(__name__)
+
+_STEPS_COMPARED = 64  # saved steps of a rank that are compared with those of the others
 
 
 @dataclass
@@ -96,7 +100,7 @@ def build_training(cfg: RunConfig, layout: OutputLayout, dataset: Any = None, ev
         dataset: a MindSpore dataset of batches to use in place of ``train_dataset``.
         eval_dataset: the same for the evaluations that ``do_eval`` asks for.
     """
-    resume = find_resume(cfg.load_checkpoint or layout, _prefix(cfg)) if cfg.resume_training else None
+    resume = _find_resume(cfg, layout) if cfg.resume_training else None
     progress, stream, manifest = _build_data(cfg, resume, dataset)
     network = build_network(cfg)
     if resume is None:
@@ -104,6 +108,7 @@ def build_training(cfg: RunConfig, layout: OutputLayout, dataset: Any = None, ev
     network.set_train(True)
     apply_recompute(network, cfg.recompute_config)
     optimizer = build_optimizer(cfg, network, progress)
+    _, ranks = data_parallel_ranks()
     cell = MFTrainOneStepCell(
         network,
         optimizer,
@@ -111,6 +116,7 @@ def build_training(cfg: RunConfig, layout: OutputLayout, dataset: Any = None, ev
         max_grad_norm=cfg.runner_wrapper.max_grad_norm,
         scale_sense=_loss_scale(cfg),
         accumulation=progress.accumulation,
+        reducer=DataParallelReducer(optimizer.parameters, ranks) if ranks > 1 else None,
     )
     cell.set_train(True)
     if resume is not None:
@@ -122,12 +128,39 @@ def build_training(cfg: RunConfig, layout: OutputLayout, dataset: Any = None, ev
     return TrainTask(cell, stream, progress, callbacks, left)
 
 
+def _find_resume(cfg: RunConfig, layout: OutputLayout) -> ResumePoint:
+    """The checkpoint to go on from; with several ranks, that of the newest step which all of them have."""
+    where, prefix = cfg.load_checkpoint or layout, saving_options(cfg)[0]
+    rank, ranks = data_parallel_ranks()
+    if ranks == 1 or (isinstance(where, str) and Path(where).is_file()):
+        return find_resume(where, prefix, layout.rank)
+    root = layout.root if where is layout else Path(where)
+    folder = rank_folder(root, rank)
+    if folder.name != f"rank_{rank}":  # a run with fewer ranks wrote it: they all hold the same state
+        folder = rank_folder(root, 0)
+    steps = complete_steps(folder, prefix)[-_STEPS_COMPARED:]
+    everybody = gather_numbers(steps + [-1] * (_STEPS_COMPARED - len(steps)))
+    lists = [[int(step) for step in row if step >= 0] for row in everybody]
+    step = common_step(lists)
+    if step is None:
+        listed = "; ".join(f"rank {i}: {', '.join(map(str, found)) or 'none'}" for i, found in enumerate(lists))
+        raise CheckpointError(
+            f"nothing to resume from: no step is complete on all {ranks} ranks below {root} ({listed}). "
+            "Start anew without --resume_training"
+        )
+    logger.info("resuming from step %d, the newest that all %d ranks have", step, ranks)
+    if lists[0][-1] != step:
+        logger.warning("rank 0 also has step %d, which is not complete on all ranks", lists[0][-1])
+    return resume_at(folder, prefix, step)
+
+
 def _build_data(cfg: RunConfig, resume: ResumePoint | None, dataset: Any) -> tuple:
     """Progress, the stream of batches that are left, and what a checkpoint must say about the data."""
     runner, section = cfg.runner_config, cfg.train_dataset
     accumulation = runner.gradient_accumulation_steps
     seq_length = cfg.model.config.seq_length
-    global_batch = runner.batch_size * accumulation
+    rank, ranks = data_parallel_ranks()
+    global_batch = runner.batch_size * accumulation * ranks
     start = resume.manifest.step if resume else 0
     if dataset is not None:
         steps = dataset.get_dataset_size() // accumulation
@@ -154,6 +187,8 @@ def _build_data(cfg: RunConfig, resume: ResumePoint | None, dataset: Any) -> tup
         input_columns=section.input_columns,
         batch_size=runner.batch_size,
         global_batch_size=global_batch,
+        num_shards=ranks,
+        shard_id=rank,
         shuffle=loader.shuffle,
         seed=cfg.seed,
         epochs=epochs,
@@ -221,14 +256,6 @@ def train_state(cell: nn.Cell) -> dict[str, ms.Parameter]:
     Accumulated gradients are left out: a checkpoint is taken between optimizer steps, where they count for nothing.
     """
     return {p.name: p for p in cell.get_parameters() if not p.name.startswith("accu_")}
-
-
-def _prefix(cfg: RunConfig) -> str | None:
-    """File name prefix of the run's checkpoints; None when it saves none."""
-    for section in cfg.callbacks:
-        if section.type in ("CheckpointMonitor", "CheckpointMointor"):
-            return section.options().get("prefix", "CKP")
-    return None
 
 
 def build_callbacks(

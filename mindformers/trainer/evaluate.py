@@ -9,6 +9,7 @@ from mindspore import Tensor, nn
 from tqdm import tqdm
 
 from mindformers.config import RunConfig
+from mindformers.core.distributed import data_parallel_ranks, gather_numbers
 from mindformers.dataset.causal_language_model import (
     check_record_length,
     check_vocab,
@@ -38,7 +39,7 @@ class EvalCell(nn.Cell):
 
 
 def evaluate_dataset(cell: EvalCell, dataset: Any, metric: Any, ignore_token_id: int, pad_token_id: int) -> dict:
-    """Feed every batch to the metric.
+    """Feed every batch to the metric; data parallel ranks share the batches and add up what they found.
 
     Args:
         cell: the network to evaluate; its training flag is left as it was.
@@ -51,14 +52,23 @@ def evaluate_dataset(cell: EvalCell, dataset: Any, metric: Any, ignore_token_id:
     """
     was_training = cell.network.training
     cell.network.set_train(False)
-    full = 0
-    for batch in tqdm(dataset.create_tuple_iterator(num_epochs=1, output_numpy=True), total=dataset.get_dataset_size(),
-                      desc="eval", unit="batch", disable=None):  # fmt: skip
+    full, sums = 0, np.zeros(2)
+    rank, ranks = data_parallel_ranks()
+    batches = dataset.create_tuple_iterator(num_epochs=1, output_numpy=True)
+    bar = tqdm(batches, total=dataset.get_dataset_size(), desc="eval", unit="batch", disable=None)
+    for index, batch in enumerate(bar):
         full = full or len(batch[0])
+        if index % ranks != rank:
+            continue
         fills = (pad_token_id, ignore_token_id)
         columns = [_filled(column, full, fill) for column, fill in zip(batch, fills, strict=False)]
         total, count = cell(*columns)
-        metric.update(total.asnumpy(), count.asnumpy())
+        if ranks == 1:
+            metric.update(total.asnumpy(), count.asnumpy())
+        else:
+            sums += (float(total.asnumpy()), float(count.asnumpy()))
+    if ranks > 1:
+        metric.update(*gather_numbers(sums).sum(axis=0))
     cell.network.set_train(was_training)
     return metric.eval()
 

@@ -10,6 +10,7 @@ from mindspore import nn
 
 from mindformers.checkpoint.download import fetch
 from mindformers.config import RunConfig
+from mindformers.core.distributed import world
 from mindformers.errors import CheckpointError, ConfigError, DataError
 from mindformers.model_zoo import known_name
 from mindformers.registry import MindFormerModuleType, MindFormerRegister
@@ -80,6 +81,8 @@ def predict(cfg: RunConfig, network: nn.Cell, input_data: Any = None) -> list[di
     results = generate_texts(network, build_tokenizer(cfg), prompts, cfg.predict_batch_size or 1)
     for result in results:
         logger.info("%s", result)
+    if world()[0] != 0:  # every rank has the same texts
+        return results
     path = Path(cfg.save_file or "text_generation_result.txt")
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(str(results) + "\n", encoding="utf-8")

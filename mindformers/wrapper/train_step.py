@@ -35,7 +35,7 @@ class MFTrainOneStepCell(nn.Cell):
     """Runs one (micro) step of training.
 
     Args:
-        network: a cell whose construct gives the scalar loss of a batch; with accumulation it also has
+        network: a cell whose construct gives the scalar loss of a batch; with accumulation or a reducer it also has
             ``loss_and_count(*batch)``, the summed loss and the number of label tokens.
         optimizer: a MindSpore optimizer over the network's trainable parameters.
         use_clip_grad: scale the gradients down to ``max_grad_norm`` when their global norm exceeds it.
@@ -43,6 +43,8 @@ class MFTrainOneStepCell(nn.Cell):
         scale_sense: loss scale: a number, or a MindSpore cell such as DynamicLossScaleUpdateCell that adapts it.
         accumulation: micro steps per update. The update uses the gradient of (sum of the losses of all label
             tokens) / (their number), so how a batch is cut into micro batches does not change the result.
+        reducer: sums gradients over the ranks of a data parallel job, see ``core.distributed.DataParallelReducer``;
+            None in one process and where the compiler does it. Loss and update are those of the batch of all ranks.
 
     Outputs of a call: (loss, overflow, loss_scale, learning_rate, grad_norm), scalars. ``loss`` is that of the whole
     accumulated batch at its last micro step and of the batch so far before; ``grad_norm`` is measured before
@@ -57,6 +59,7 @@ class MFTrainOneStepCell(nn.Cell):
         max_grad_norm: float = 1.0,
         scale_sense: Any = 1.0,
         accumulation: int = 1,
+        reducer: nn.Cell | None = None,
     ) -> None:
         super().__init__(auto_prefix=False)
         self.network = network
@@ -67,13 +70,16 @@ class MFTrainOneStepCell(nn.Cell):
         self.use_clip_grad = use_clip_grad
         self.max_grad_norm = float(max_grad_norm)
         self.accumulation = accumulation
+        self.reducer = reducer
+        self.ranks = 1 if reducer is None else reducer.ranks
         self.dynamic_scale = scale_sense if isinstance(scale_sense, nn.Cell) else None
         start = self.dynamic_scale.get_loss_scale() if self.dynamic_scale else float(scale_sense)
         self.scale_sense = Parameter(Tensor(start, ms.float32), name="scale_sense", requires_grad=False)
-        if accumulation == 1:
+        if accumulation == 1 and reducer is None:
             self.grad_fn = ms.value_and_grad(self._scaled_loss, None, self.weights)
         else:
             self.grad_fn = ms.value_and_grad(self._scaled_total, None, self.weights, has_aux=True)
+        if accumulation > 1:
             self._make_accumulators()
 
     def _make_accumulators(self) -> None:
@@ -93,10 +99,15 @@ class MFTrainOneStepCell(nn.Cell):
     def _scaled_total(self, batch: tuple, scale: Tensor) -> tuple:
         total, count = self.network.loss_and_count(*batch)
         # divided by the batch's capacity only to keep scaled gradients in the range a mean loss would have
-        return total * scale / batch[0].size, count
+        return total * scale / self._capacity(batch), count
+
+    def _capacity(self, batch: tuple) -> int:
+        return batch[0].size * self.ranks
 
     def construct(self, *batch: Tensor) -> tuple:
         """One micro step on the columns of a batch, in the order of the network's construct."""
+        if self.accumulation == 1 and self.reducer is not None:
+            return self._reduce(batch)
         if self.accumulation == 1:
             scale = self.scale_sense.value()
             scaled, grads = self.grad_fn(batch, scale)
@@ -105,10 +116,18 @@ class MFTrainOneStepCell(nn.Cell):
             return loss, overflow, scale, lr, norm
         return self._accumulate(batch)
 
+    def _reduce(self, batch: tuple) -> tuple:
+        scale = self.scale_sense.value()
+        (scaled, count), grads = self.grad_fn(batch, scale)
+        total, tokens = self.reducer.sums(scaled / scale * self._capacity(batch), count)
+        safe_tokens = ops.maximum(tokens, Tensor(1.0, ms.float32))
+        overflow, norm, lr = self._update(self.reducer(grads), self._capacity(batch) / (safe_tokens * scale))
+        return total / safe_tokens, overflow, scale, lr, norm
+
     def _accumulate(self, batch: tuple) -> tuple:
         scale = self.scale_sense.value()
         (scaled, count), grads = self.grad_fn(batch, scale)
-        total = scaled / scale * batch[0].size
+        total = scaled / scale * self._capacity(batch)
         if self.accu_step == 0:
             self.hyper_map(_store, self.accu_grads, grads)
             ops.assign(self.accu_loss, total)
@@ -118,14 +137,20 @@ class MFTrainOneStepCell(nn.Cell):
             ops.assign_add(self.accu_loss, total)
             ops.assign_add(self.accu_tokens, count)
         step = self.accu_step + 1
-        safe_tokens = ops.maximum(self.accu_tokens, Tensor(1.0, ms.float32))
+        loss_sum, tokens = self.accu_loss.value(), self.accu_tokens.value()
+        safe_tokens = ops.maximum(tokens, Tensor(1.0, ms.float32))
         overflow, norm, lr = Tensor(False), Tensor(0.0, ms.float32), self.optimizer.get_lr()
         if step == self.accumulation:
             ops.assign(self.accu_step, Tensor(0, ms.int32))
-            overflow, norm, lr = self._update(self.accu_grads, batch[0].size / (safe_tokens * scale))
+            grads = self.accu_grads
+            if self.reducer is not None:
+                grads = self.reducer(grads)
+                loss_sum, tokens = self.reducer.sums(loss_sum, tokens)
+                safe_tokens = ops.maximum(tokens, Tensor(1.0, ms.float32))
+            overflow, norm, lr = self._update(grads, self._capacity(batch) / (safe_tokens * scale))
         else:
             ops.assign(self.accu_step, step)
-        return self.accu_loss / safe_tokens, overflow, scale, lr, norm
+        return loss_sum / safe_tokens, overflow, scale, lr, norm
 
     def _update(self, grads: tuple, factor: Tensor) -> tuple:
         """Apply ``grads * factor`` unless they are not finite; gives overflow, norm and learning rate."""

@@ -45,6 +45,7 @@ ROWS = {
     "mindformers.pipeline": 6,
     "mindformers.inference": 6,
     "mindformers.trainer": 7,
+    "mindformers.launch": 8,
     "mindformers.simulate": 8,
     "mindformers.serve": 8,
     "mindformers.commands": 8,
@@ -54,6 +55,7 @@ ROWS = {
 TOOLS_LIBRARY = {
     "mindformers.tools",
     "mindformers.tools.logger",
+    "mindformers.tools.rank_table",
     "mindformers.tools.utils",
     "mindformers.tools.sentencepiece_model",
 }

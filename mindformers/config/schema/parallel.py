@@ -39,7 +39,11 @@ class ParallelSection(Section):
     ] = Field(1, description="0 data, 1 semi-auto, 2 auto, 3 hybrid parallel, or the upper-case name.")
     device_num: PositiveInt | None = Field(None, description="Number of ranks; RANK_SIZE of the environment if absent.")
     global_rank: NonNegativeInt | None = Field(None, description="Rank of this process; RANK_ID if absent.")
-    gradients_mean: bool = Field(False, description="Average gradients over ranks instead of adding them.")
+    gradients_mean: bool = Field(
+        False,
+        description="Average gradients over ranks instead of adding them. Data parallel (mode 0) always takes the "
+        "mean over the label tokens of all ranks.",
+    )
     gradient_fp32_sync: bool = Field(True, description="Exchange gradients in fp32.")
     enable_alltoall: bool = Field(False, description="Allow AllToAll when tensors change their layout.")
     full_batch: bool = Field(True, description="Every rank reads the global batch (semi-auto and auto parallel).")
