@@ -99,13 +99,28 @@ class PerplexityMetric(Component):
 
 
 class EmF1Metric(Component):
-    """Exact match and F1 of generated answers; the eval data needs a column labels."""
+    """Exact match and F1 of generated answers as the model card counts them; the eval data needs a column labels."""
 
     type: Literal["EmF1Metric"] = Field("EmF1Metric", description="Class of the metric.")
+    predictions_file: str = Field(
+        "", description="JSON Lines of the generated texts, resumable; empty: predictions.jsonl in output_dir."
+    )
+
+
+class SquadMetric(Component):
+    """Exact match and F1 of generated answers by SQuAD 1.1's rules; the eval data needs a column labels."""
+
+    type: Literal["SquadMetric"] = Field("SquadMetric", description="Class of the metric.")
+    answers_file: str = Field(
+        "", description="SQuAD JSON the records come from, for all answers of a question; empty: the record's one."
+    )
+    predictions_file: str = Field(
+        "", description="JSON Lines of the generated texts, resumable; empty: predictions.jsonl in output_dir."
+    )
 
 
 OtherMetric = other_component(Kind.METRIC, "OtherMetric")
-Metric = by_type(Kind.METRIC, (PerplexityMetric, EmF1Metric), OtherMetric)
+Metric = by_type(Kind.METRIC, (PerplexityMetric, EmF1Metric, SquadMetric), OtherMetric)
 
 
 class InferSection(Section):
