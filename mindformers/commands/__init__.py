@@ -29,6 +29,7 @@ TABLE: dict[str, tuple[str, str, str]] = {
     "chat": ("talk to a model in the terminal", "chat", "CHAT"),
     "download": ("bring the published files of a model, or say where they lie", "download", "DOWNLOAD"),
     "cp": ("copy a config, complete, to a file of your own", "configs", "CP"),
+    "eval": ("run tasks of lm-evaluation-harness on a model", "evaluate", "EVAL"),
 }
 
 
