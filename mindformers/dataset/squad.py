@@ -29,26 +29,34 @@ class SquadQuestion:
 def read_squad(path: str | Path) -> list[SquadQuestion]:
     """All questions in the order of the file.
 
+    Args:
+        path: a SQuAD 1.1 JSON, or the ``.references.jsonl`` that squad_data_process.py writes beside its records (a
+            line ``{"id", "question", "answers"}`` per record).
+
     Raises:
-        DataError: the file is absent, not JSON, not of SQuAD's form, or has a question without an answer.
+        DataError: the file is absent, not JSON, not of either form, or has a question without an answer.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+        lines = str(path).endswith(".jsonl")
+        content = [json.loads(line) for line in text.split("\n") if line] if lines else json.loads(text)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}") from error
     except ValueError as error:
         raise DataError(f"{path} is not JSON in UTF-8: {error}") from error
     try:
-        questions = [
-            SquadQuestion(str(qa["id"]), qa["question"], tuple(answer["text"] for answer in qa["answers"]))
-            for article in content["data"]
-            for paragraph in article["paragraphs"]
-            for qa in paragraph["qas"]
-        ]
+        if lines:
+            questions = [SquadQuestion(str(line["id"]), line["question"], tuple(line["answers"])) for line in content]
+        else:
+            questions = [
+                SquadQuestion(str(qa["id"]), qa["question"], tuple(answer["text"] for answer in qa["answers"]))
+                for article in content["data"]
+                for paragraph in article["paragraphs"]
+                for qa in paragraph["qas"]
+            ]
     except (KeyError, TypeError) as error:
-        raise DataError(
-            f"{path} is not of SQuAD 1.1's form: data > paragraphs > qas > id, question, answers > text ({error!r})"
-        ) from error
+        form = "a line of id, question, answers" if lines else "data > paragraphs > qas > id, question, answers > text"
+        raise DataError(f"{path} is not of SQuAD 1.1's form: {form} ({error!r})") from error
     for question in questions:
         if not question.answers:
             raise DataError(f"{path}: question {question.key} has no answer; SQuAD 1.1 is needed, 2.0 is another task")

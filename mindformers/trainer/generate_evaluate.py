@@ -73,7 +73,7 @@ def evaluate_answers(
         ConfigError: settings under which no answer can be generated.
     """
     tokenizer = build_tokenizer(cfg)
-    questions = read_questions(cfg, tokenizer, metric.answers_file, dataset)
+    questions = read_questions(cfg, tokenizer, answers_file(cfg, metric, dataset), dataset)
     check_room(network.config, questions)
     ranks = get_group_size() if GlobalComm.INITED else 1
     layout = OutputLayout(cfg.output_dir, get_rank() if ranks > 1 else 0)
@@ -95,7 +95,7 @@ def evaluate_answers(
 def try_answers(cfg: RunConfig, network: nn.Cell, metric: AnswerMetric, dataset: Any = None) -> str:
     """Answer the first batch of what :func:`evaluate_answers` would, and keep nothing; a text for the log."""
     tokenizer = build_tokenizer(cfg)
-    questions = read_questions(cfg, tokenizer, metric.answers_file, dataset)
+    questions = read_questions(cfg, tokenizer, answers_file(cfg, metric, dataset), dataset)
     check_room(network.config, questions)
     size = cfg.runner_config.batch_size
     records = next(generate_answers(network, tokenizer, questions[:size], size))
@@ -104,13 +104,27 @@ def try_answers(cfg: RunConfig, network: nn.Cell, metric: AnswerMetric, dataset:
     return f"{len(records)} answers, the first {records[0]['prediction'][:60]!r}"
 
 
-def read_questions(cfg: RunConfig, tokenizer: Any, answers_file: str = "", dataset: Any = None) -> list[Question]:
+def answers_file(cfg: RunConfig, metric: AnswerMetric, dataset: Any = None) -> str:
+    """The file with all answers that a metric wants: the one it names, or the one beside the records; empty: none."""
+    if metric.answers_file or not metric.takes_all_answers or dataset is not None:
+        return metric.answers_file
+    loader = cfg.eval_dataset.data_loader
+    files = find_mindrecord_files(loader.dataset_dir, loader.dataset_files)
+    beside = Path(f"{files[0]}.references.jsonl")
+    if len(files) == 1 and beside.is_file():
+        logger.info("all answers of the questions are taken from %s", beside)
+        return str(beside)
+    logger.warning("only the one answer in each record counts: there is no %s; --metric.answers_file FILE", beside)
+    return ""
+
+
+def read_questions(cfg: RunConfig, tokenizer: Any, source: str = "", dataset: Any = None) -> list[Question]:
     """The records of ``eval_dataset`` as questions, in order.
 
     Args:
         cfg: the run's config.
         tokenizer: decodes the labels.
-        answers_file: a SQuAD JSON that knows all answers; empty takes the label of each record.
+        source: a file that knows all answers (see :func:`answers_file`); empty takes the label of each record.
         dataset: as in :func:`evaluate_answers`.
     """
     model = cfg.model.config
@@ -133,8 +147,8 @@ def read_questions(cfg: RunConfig, tokenizer: Any, answers_file: str = "", datas
             text = tokenizer.decode(answer.tolist(), skip_special_tokens=True)
             questions.append(Question(number, prompt.astype(np.int32), (text,)))
             cut.append(prompt.size == ids.size)
-    if answers_file:
-        questions = _with_all_answers(questions, cut, tokenizer, answers_file)
+    if source:
+        questions = _with_all_answers(questions, cut, tokenizer, source)
     return questions
 
 

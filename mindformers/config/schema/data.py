@@ -112,7 +112,9 @@ class SquadMetric(Component):
 
     type: Literal["SquadMetric"] = Field("SquadMetric", description="Class of the metric.")
     answers_file: str = Field(
-        "", description="SQuAD JSON the records come from, for all answers of a question; empty: the record's one."
+        "",
+        description="All answers of the questions: the SQuAD JSON, or NAME.references.jsonl, which is found by itself "
+        "beside the records; without either the one answer in the record counts.",
     )
     predictions_file: str = Field(
         "", description="JSON Lines of the generated texts, resumable; empty: predictions.jsonl in output_dir."

@@ -46,6 +46,7 @@ class AnswerMetric(ABC):
     """
 
     generates = True  # the evaluation has to generate text for it, see trainer/generate_evaluate.py
+    takes_all_answers = False  # of a question, not only the one in the record
     answers_file = ""
 
     def __init__(self, predictions_file: str = "") -> None:
@@ -136,10 +137,13 @@ class SquadMetric(AnswerMetric):
     between white space; the best of several answers counts.
 
     Args:
-        answers_file: the SQuAD JSON the records were made from, for all answers of each question; empty takes the one
-            answer in the records' labels, which gives lower values.
+        answers_file: where all answers of each question stand: the SQuAD JSON the records were made from, or the
+            ``NAME.references.jsonl`` that squad_data_process.py wrote with them. Empty takes the latter if it lies
+            beside the records, else the one answer in their labels, which gives lower values.
         predictions_file: as in :class:`AnswerMetric`.
     """
+
+    takes_all_answers = True
 
     def __init__(self, answers_file: str = "", predictions_file: str = "") -> None:
         super().__init__(predictions_file)

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from mindformers.core.metric import SquadMetric
+from mindformers.core.metric import EmF1Metric, SquadMetric
 from mindformers.dataset.mindrecord import MindRecordWriter
 from mindformers.errors import ConfigError, DataError
 from mindformers.trainer import generate_evaluate
 from mindformers.trainer.evaluate import EvalCell, evaluate, try_evaluation
-from mindformers.trainer.generate_evaluate import Question, check_room, generate_answers, read_questions
+from mindformers.trainer.generate_evaluate import Question, answers_file, check_room, generate_answers, read_questions
 from tests.unit.dataset.test_squad import squad_file
 from tests.unit.trainer.conftest import LENGTH, texts, write_questions
 
@@ -138,6 +138,17 @@ def test_all_answers_of_the_squad_file_count(make_config, network, tokenizer, tm
     evaluate(cfg, EvalCell(network))
     made = predictions(Path(cfg.output_dir) / "predictions.jsonl")
     assert [record["id"] for record in made] == [f"id{2 * i}" for i in range(11)]
+    beside = Path(cfg.eval_dataset.data_loader.dataset_dir + ".references.jsonl")
+    assert answers_file(cfg, SquadMetric()) == ""
+    lines = [json.dumps({"id": f"r{i}", "question": q, "answers": [a, "more"]}) for i, (_, q, a) in enumerate(items)]
+    beside.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    try:
+        assert answers_file(cfg, SquadMetric()) == str(beside)
+        assert answers_file(cfg, SquadMetric(str(source))) == str(source)
+        assert answers_file(cfg, EmF1Metric()) == ""  # the old definition has one answer
+        assert [q.answers[1] for q in read_questions(cfg, tokenizer, str(beside))] == ["more"] * 11
+    finally:
+        beside.unlink()
     other = squad_file(tmp_path / "other.json", *paragraphs[1:])
     with pytest.raises(DataError, match="record 0"):
         read_questions(cfg, tokenizer, str(other))
