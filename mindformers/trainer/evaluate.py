@@ -112,7 +112,7 @@ def build_metric(cfg: RunConfig) -> Any:
 
 
 def evaluate(
-    cfg: RunConfig, cell: EvalCell, dataset: Any = None, *, training: bool = False
+    cfg: RunConfig, cell: EvalCell, dataset: Any = None, *, training: bool = False, tokenizer: Any = None
 ) -> dict[str, dict[str, float]]:
     """Evaluate ``eval_dataset`` with the config's metric.
 
@@ -121,6 +121,7 @@ def evaluate(
         cell: the network with its weights; one cell for many evaluations is compiled once.
         dataset: a MindSpore dataset of batches in place of the config's.
         training: an evaluation while training, whose generated texts replace those of the one before.
+        tokenizer: in place of the config's, for metrics of generated answers.
 
     Returns:
         ``{metric type: {name: value}}``; the same is logged with the protocol that gave it. Empty values on a rank that
@@ -128,7 +129,7 @@ def evaluate(
     """
     name, metric = cfg.metric.type, build_metric(cfg)
     if getattr(metric, "generates", False):
-        result = evaluate_answers(cfg, cell.network, metric, dataset, training=training)
+        result = evaluate_answers(cfg, cell.network, metric, dataset, training=training, tokenizer=tokenizer)
     else:
         where, length = "the given dataset", "?"
         if dataset is None:

@@ -54,7 +54,13 @@ class Question:
 
 
 def evaluate_answers(
-    cfg: RunConfig, network: nn.Cell, metric: AnswerMetric, dataset: Any = None, *, training: bool = False
+    cfg: RunConfig,
+    network: nn.Cell,
+    metric: AnswerMetric,
+    dataset: Any = None,
+    *,
+    training: bool = False,
+    tokenizer: Any = None,
 ) -> dict[str, float]:
     """Generate an answer to every record of ``eval_dataset`` and score them.
 
@@ -64,6 +70,7 @@ def evaluate_answers(
         metric: scores (predictions, answers).
         dataset: a MindSpore dataset of batches (input_ids, labels) in place of the config's.
         training: an evaluation while training: its file is replaced each time and never resumed.
+        tokenizer: in place of the config's.
 
     Returns:
         What ``metric.eval()`` gives.
@@ -72,7 +79,7 @@ def evaluate_answers(
         DataError: the records cannot be used, or the file of predictions belongs to another run.
         ConfigError: settings under which no answer can be generated.
     """
-    tokenizer = build_tokenizer(cfg)
+    tokenizer = tokenizer or build_tokenizer(cfg)
     questions = read_questions(cfg, tokenizer, answers_file(cfg, metric, dataset), dataset)
     check_room(network.config, questions)
     ranks = get_group_size() if GlobalComm.INITED else 1

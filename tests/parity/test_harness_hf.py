@@ -47,7 +47,7 @@ def task_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import yaml
 
     folder = tmp_path_factory.mktemp("tasks")
-    choices = [" girl named Lily", " park to play", " sad and cried", " xyzzy 1234"]
+    choices = ["girl named Lily", "park to play", "sad and cried", "xyzzy 1234"]
     docs = [
         {"start": start, "choices": choices, "answer": i % 4, "text": " ".join(STARTS[: i + 1]) * (1 + 3 * i)}
         for i, start in enumerate(STARTS)
@@ -100,8 +100,10 @@ def ours() -> Any:
 
 @pytest.fixture(scope="module")
 def theirs(ours: Any) -> Any:
+    import torch
     from lm_eval.models.huggingface import HFLM
 
+    torch.set_num_threads(1)  # the model is far too small for more
     folder = str(shared_data("stories260k/hf"))
     return HFLM(pretrained=folder, device="cpu", batch_size=4, dtype="float32", max_length=512)
 
