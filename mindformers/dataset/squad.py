@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The questions of a SQuAD 1.1 file, and which of them evaluation records stand for."""
 
+import functools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -69,11 +70,12 @@ def match_questions(
     records: Sequence[tuple[str, str | None]],
     questions: Sequence[SquadQuestion],
     plain: Callable[[str], str],
+    lossy: Callable[[str], str],
     source: str,
 ) -> list[SquadQuestion]:
     """The question each record was made from.
 
-    Records stand in the order of the file, and some questions may have no record (one per paragraph, or too long). A
+    Records stand in the order of the file, and some questions may have no record (one per paragraph, or left out). A
     record belongs to the next question whose text is in its prompt and one of whose answers is its answer.
 
     Args:
@@ -81,18 +83,25 @@ def match_questions(
             question.
         questions: from :func:`read_squad`.
         plain: brings texts of the file into the form of the records.
+        lossy: the same by way of the tokenizer, which may not know every character; slow, asked only where ``plain``
+            finds nothing.
         source: name of the file, for messages.
 
     Raises:
         DataError: a record fits no question that is left.
     """
-    texts = [plain(question.text) for question in questions]
-    answers = [{plain(answer) for answer in question.answers} for question in questions]
+    quick, slow = functools.cache(plain), functools.cache(lossy)
     matched: list[SquadQuestion] = []
     position = 0
     for number, (answer, prompt) in enumerate(records):
+
+        def fits(index: int, form: Callable[[str], str], own: str = answer, inside: str | None = prompt) -> bool:
+            question = questions[index]
+            asked = inside is None or form(question.text) in inside
+            return asked and any(form(other) == own for other in question.answers)
+
         later = range(position, len(questions))
-        hit = next((i for i in later if answer in answers[i] and (prompt is None or texts[i] in prompt)), None)
+        hit = next((index for form in (quick, slow) for index in later if fits(index, form)), None)
         if hit is None:
             raise DataError(
                 f"record {number} (answer {answer[:80]!r}) fits no question of {source} after the "

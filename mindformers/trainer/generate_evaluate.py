@@ -247,22 +247,19 @@ def _without_fill(ids: np.ndarray, fills: tuple[int, ...]) -> np.ndarray:
 
 
 def _with_all_answers(questions: list[Question], cut: list[bool], tokenizer: Any, source: str) -> list[Question]:
-    """Questions with the answers of a SQuAD file.
-
-    Texts are compared as they come out of the tokenizer, which may not know every character.
-    """
+    """Questions with the answers of a SQuAD file."""
 
     def decoded(ids: list[int]) -> str:
         return squad_normalize(tokenizer.decode(ids, skip_special_tokens=True))
 
-    def plain(text: str) -> str:
+    def lossy(text: str) -> str:
         return decoded(tokenizer(text, add_special_tokens=False)["input_ids"])
 
     records = [
         (squad_normalize(question.answers[0]), None if lost else decoded(question.prompt.tolist()))
         for question, lost in zip(questions, cut, strict=True)
     ]
-    matched = match_questions(records, read_squad(source), plain, source)
+    matched = match_questions(records, read_squad(source), squad_normalize, lossy, source)
     return [replace(q, answers=m.answers, key=m.key) for q, m in zip(questions, matched, strict=True)]
 
 
@@ -303,7 +300,7 @@ def _identity(cfg: RunConfig, network: nn.Cell, tokenizer: Any, questions: Seque
         "tokenizer": file_digest(tokenizer.vocab_file)[:16],
         "compute_dtype": config.compute_dtype,
         "seq_length": config.seq_length,
-        "generation": {key: value for key, value in generation.items() if key not in ("use_past", "seed")},
+        **{key: value for key, value in generation.items() if key not in ("use_past", "seed")},
     }
 
 

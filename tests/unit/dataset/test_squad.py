@@ -34,14 +34,20 @@ def test_records_find_their_questions_whether_all_or_the_first_of_each_paragraph
     questions = read_squad(squad_file(tmp_path / "s.json", *PARAGRAPHS))
     assert [q.key for q in questions] == ["id0", "id1", "id2", "id3"]
 
+    def ascii_only(text: str) -> str:
+        return text.lower().encode("ascii", "ignore").decode()
+
     def keys(*records: tuple[str, str | None]) -> list[str]:
-        return [q.key for q in match_questions(records, questions, str.lower, "s.json")]
+        return [q.key for q in match_questions(records, questions, str.lower, ascii_only, "s.json")]
 
     every = [("broncos", "p who won? r"), ("panthers", "who lost?"), ("three", "how many?"), ("3", "how many more?")]
     assert keys(*every) == ["id0", "id1", "id2", "id3"]
     assert keys(every[0], every[2]) == ["id0", "id2"]
     assert keys(("three", "p how many more? r")) == ["id3"]  # the answer alone would give id2
     assert keys(("three", None)) == ["id2"]  # the prompt is cut
+    lost = squad_file(tmp_path / "t.json", [("Caf\u00e9?", ["na\u00efve"])])
+    found = match_questions([("nave", "caf? r")], read_squad(lost), str.lower, ascii_only, "t.json")
+    assert found[0].key == "id0"  # characters the tokenizer does not know are missing in the record
     with pytest.raises(DataError, match=r"record 1 .*after the 1 before"):
         keys(every[1], every[0])  # wrong order
     with pytest.raises(DataError, match="record 0"):
