@@ -64,10 +64,11 @@ class LlamaModel(nn.Cell):
         )
 
     def _spread_mask(self, visible: Tensor, b: int) -> Tensor:
-        """bool (B or 1, S, L) -> additive mask (B, K, G*S, L), spread over rows too: broadcasting adds are dear."""
-        rows, s, length = visible.shape
+        """bool (B, S, L) or (1, S, L) -> additive mask (B, K, G*S, L), whole: a layer that had to spread it over the
+        batch would keep index lists of four times its size (CPU, see modules/kernels.py)."""
+        shared, s, length = visible.shape
         hidden = ops.cast(ops.logical_not(visible), self.score_dtype) * self.hidden_score
-        hidden = ops.broadcast_to(ops.reshape(hidden, (rows, 1, s, length)), (b, self.num_heads, s, length))
+        hidden = ops.broadcast_to(ops.reshape(hidden, (shared, 1, s, length)), (b, self.num_heads, s, length))
         return ops.reshape(hidden, (b, self.num_kv_heads, -1, length))
 
     def construct(
