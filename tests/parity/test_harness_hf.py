@@ -180,3 +180,28 @@ def test_unknown_tasks_and_missing_data_are_named(offline, tmp_path, ours) -> No
     )
     with pytest.raises(DataError, match="broken_local cannot be loaded"):
         run_harness(ours, ["broken_local"], str(tmp_path))
+
+
+def test_the_command_prints_a_table_and_writes_all_results(offline, task_folder, tmp_path, ours, capsys) -> None:
+    import yaml
+
+    from mindformers.__main__ import main
+    from mindformers.checkpoint.save import save_network
+
+    network = ours.network
+    save_network({p.name: p for p in network.get_parameters() if "decode_" not in p.name}, tmp_path / "s.ckpt")
+    kept = ("hidden_size", "intermediate_size", "num_layers", "num_heads", "n_kv_heads", "vocab_size", "seq_length")
+    sizes = {name: getattr(network.config, name) for name in (*kept, "tie_word_embeddings")}
+    run = {
+        "load_checkpoint": str(tmp_path / "s.ckpt"), "context": {"device_target": "CPU"},
+        "model": {"model_config": {"type": "LlamaConfig", **sizes, **FLOAT32}},
+        "processor": {"tokenizer": {"vocab_file": str(shared_data("stories260k/hf/tokenizer.model"))}},
+    }  # fmt: skip
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(run), encoding="utf-8")
+    words = ["--harness", "tiny_choice", "--include_path", str(task_folder), "--output", str(tmp_path / "out/r.json")]
+    assert main(["eval", str(tmp_path / "run.yaml"), *words, "--limit", "3"]) == 0
+    assert "|tiny_choice|" in capsys.readouterr().out
+    written = json.loads((tmp_path / "out" / "r.json").read_text(encoding="utf-8"))
+    assert written["n-samples"]["tiny_choice"]["effective"] == 3
+    assert 0 <= written["results"]["tiny_choice"]["acc,none"] <= 1
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["r.json"]
