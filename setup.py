@@ -17,6 +17,8 @@ CONVERT = [TORCH, "transformers>=4.40"]
 TENSORBOARD = ["tensorboardX>=2.6"]
 QUICKSTART = ["matplotlib>=3.7"]
 SERVE = ["fastapi>=0.115", "uvicorn>=0.30", "prometheus-client>=0.20"]
+# lm-eval brings datasets and with it pyarrow, whose releases from 26 on refuse NumPy below 2 when they are imported.
+EVAL = ["jieba>=0.42", "lm-eval>=0.4.9", "pyarrow<25"]
 # Everything the unit tests and style checks need; tests of parity with torch skip without the extra "test".
 UNIT = [
     "pytest>=8",
@@ -85,13 +87,13 @@ setup(
     ],
     extras_require={
         "convert": CONVERT,
-        "eval": ["jieba>=0.42"],
+        "eval": EVAL,
         "tensorboard": TENSORBOARD,
         "quickstart": QUICKSTART,
         "serve": SERVE,
         "browser": ["playwright>=1.40"],  # tests/browser; drives a Chromium that is installed already
         "unit": UNIT,
-        "test": [*UNIT, *CONVERT],
+        "test": [*UNIT, *CONVERT, *EVAL],
         "docs": ["mkdocs>=1.6", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.25"],
     },
     entry_points={"console_scripts": ["mindformers = mindformers.__main__:cli"]},

@@ -40,7 +40,7 @@ _MODULES: dict[str, tuple[str, ...]] = {
         "WarmUpDecayLR",
     ),
     "mindformers.core.loss": ("CrossEntropyLoss",),
-    "mindformers.core.metric": ("PerplexityMetric",),
+    "mindformers.core.metric": ("EmF1Metric", "PerplexityMetric", "SquadMetric"),
     "mindformers.core.callback": (
         "CheckpointMointor",
         "CheckpointMonitor",

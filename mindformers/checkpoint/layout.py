@@ -167,6 +167,16 @@ class OutputLayout:
         return (self.root if self.rank == 0 else self.log_dir) / "metrics.jsonl"
 
     @property
+    def predictions_file(self) -> Path:
+        """Texts an evaluation generated, one JSON line each."""
+        return self.root / "predictions.jsonl"
+
+    @property
+    def training_predictions_file(self) -> Path:
+        """The same of the latest evaluation while training."""
+        return self.root / "training_predictions.jsonl"
+
+    @property
     def resolved_config(self) -> Path:
         """The configuration of the run with everything filled in."""
         return self.root / "config.yaml"

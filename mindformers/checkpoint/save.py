@@ -34,7 +34,7 @@ from mindformers.errors import CheckpointError
 from mindformers.tools.logger import get_logger
 from mindformers.version import __version__
 
-__all__ = ["host_copy", "rotate", "save_network", "save_step"]
+__all__ = ["host_copy", "rotate", "save_network", "save_step", "try_save"]
 
 logger = get_logger(__name__)
 
@@ -168,9 +168,56 @@ def _write(tensors: dict[str, ms.Tensor], path: Path, fmt: str, manifest: Manife
                 temp.unlink()
 
 
+def try_save(params: Mapping[str, Any], path: str | Path, fmt: str = "ckpt", sample: int = 256 << 20) -> None:
+    """Write like :func:`save_step`, then remove what was written: no file and no new folder remains.
+
+    Args:
+        params: the training state; of a large one only the first parameters, up to ``sample`` bytes, are written.
+        path: a file in the folder of later saves.
+        fmt: ``ckpt`` or ``safetensors``.
+        sample: bytes to write at most, one parameter at least.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    path, temp = Path(path), temp_path(path)
+    tensors: dict[str, ms.Tensor] = {}
+    size = 0
+    for name, tensor in _as_tensors(params).items():
+        if tensors and size + tensor.nbytes > sample:
+            break
+        tensors[name] = tensor
+        size += tensor.nbytes
+    made = [folder for folder in path.absolute().parents if not folder.exists()]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _check_content(tensors, path, check_format(fmt))
+        _check_space(path, size)
+        _write_temp(tensors, temp, fmt)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(_failure(path, size, error)) from error
+    finally:
+        for file in _temps(path):
+            if file.exists():
+                file.unlink()
+        for folder in made:
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+
+
 def _write_file(tensors: dict[str, ms.Tensor], path: Path, fmt: str) -> tuple[int, str]:
     """Write, flush and rename the data file; returns its size and checksum."""
     temp = temp_path(path)
+    size, checksum = _write_temp(tensors, temp, fmt)
+    # An old manifest must never stand beside new data: it would call a good file damaged.
+    manifest_path(path).unlink(missing_ok=True)
+    os.replace(temp, path)
+    fsync_dir(path.parent)
+    return size, checksum
+
+
+def _write_temp(tensors: dict[str, ms.Tensor], temp: Path, fmt: str) -> tuple[int, str]:
+    """Write and flush the data under its temporary name; size and checksum."""
     temp.unlink(missing_ok=True)
     temp.touch(exist_ok=False)
     mode = temp.stat().st_mode  # what the user's umask allows; MindSpore leaves files read-only
@@ -179,12 +226,7 @@ def _write_file(tensors: dict[str, ms.Tensor], path: Path, fmt: str) -> tuple[in
     flush = _Background(lambda: _fsync_file(temp))  # the disk and the checksum work at the same time
     checksum = file_digest(temp)
     flush.join()
-    size = temp.stat().st_size
-    # An old manifest must never stand beside new data: it would call a good file damaged.
-    manifest_path(path).unlink(missing_ok=True)
-    os.replace(temp, path)
-    fsync_dir(path.parent)
-    return size, checksum
+    return temp.stat().st_size, checksum
 
 
 class _Background:

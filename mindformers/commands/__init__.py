@@ -30,6 +30,7 @@ TABLE: dict[str, tuple[str, str, str]] = {
     "download": ("bring the published files of a model, or say where they lie", "download", "DOWNLOAD"),
     "cp": ("copy a config, complete, to a file of your own", "configs", "CP"),
     "rank-table": ("explain rank tables; exit code 2 when one has a problem", "rank_table", "RANK_TABLE"),
+    "eval": ("run tasks of lm-evaluation-harness on a model", "evaluate", "EVAL"),
 }
 
 

@@ -37,6 +37,7 @@ class GeneratorMixin:
         logits_processor: Iterable[Callable] | None = None,
         streamer: Any = None,
         seed: int | None = None,
+        stop: Callable[[Sequence[int]], bool] | None = None,
         **kwargs: Any,
     ) -> list[np.ndarray]:
         """Continue token sequences.
@@ -50,6 +51,7 @@ class GeneratorMixin:
                 to the host.
             streamer: gets the prompt and then each token; one prompt only.
             seed: of the random draws, per call; None takes generation_config.seed, else fresh randomness.
+            stop: asked after each token of a row with all its new ids; True ends the row there, this token included.
             kwargs: settings of GenerationConfig that win over generation_config.
 
         Returns:
@@ -61,7 +63,7 @@ class GeneratorMixin:
             DataError: an empty prompt, or ids outside the vocabulary.
         """
         try:
-            return self._generate(input_ids, generation_config, logits_processor, streamer, seed, kwargs)
+            return self._generate(input_ids, generation_config, logits_processor, streamer, seed, stop, kwargs)
         except BaseException as error:
             if hasattr(streamer, "fail"):
                 streamer.fail(error)
@@ -77,7 +79,7 @@ class GeneratorMixin:
         return session_for(self, rows, window(self.config.seq_length, length))
 
     def _generate(
-        self, input_ids: Any, given: Any, logits_processor: Any, streamer: Any, seed: Any, kwargs: dict
+        self, input_ids: Any, given: Any, logits_processor: Any, streamer: Any, seed: Any, stop: Any, kwargs: dict
     ) -> list[np.ndarray]:
         config = _settings(self.config, given, seed, kwargs)
         prompts = _prompts(input_ids, self.config.vocab_size, config.pad_token_id)
@@ -90,7 +92,7 @@ class GeneratorMixin:
         training = self.training
         self.set_train(False)
         try:
-            rows = _Rows(prompts, limits, config.eos_ids())
+            rows = _Rows(prompts, limits, config.eos_ids(), stop)
             run = _Run(session, config, processors, rows, streamer)
             run.loop()
         finally:
@@ -105,6 +107,7 @@ class _Rows:
     prompts: list[np.ndarray]
     limits: list[int]
     eos: tuple[int, ...]
+    stop: Callable[[Sequence[int]], bool] | None = None
 
     def __post_init__(self) -> None:
         self.new: list[list[int]] = [[] for _ in self.prompts]
@@ -116,7 +119,8 @@ class _Rows:
             if self.open[i]:
                 self.new[i].append(token)
                 full = len(self.prompts[i]) + len(self.new[i]) >= self.limits[i]
-                self.open[i] = not full and token not in self.eos
+                ended = token in self.eos or (self.stop is not None and self.stop(self.new[i]))
+                self.open[i] = not full and not ended
 
     def sequence(self, i: int) -> np.ndarray:
         """Row i so far, int32 (n,)."""

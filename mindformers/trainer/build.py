@@ -31,7 +31,7 @@ from mindformers.models.llama.llama_config import LlamaConfig
 from mindformers.models.llama.llama_parallel import apply_recompute
 from mindformers.registry import MindFormerModuleType, MindFormerRegister
 from mindformers.tools.logger import get_logger
-from mindformers.trainer.evaluate import EvalCell, evaluate
+from mindformers.trainer.evaluate import EvalCell, evaluate, try_evaluation
 from mindformers.wrapper import MFTrainOneStepCell
 
 logger = get_logger(__name__)
@@ -49,6 +49,7 @@ class TrainTask:
         progress: where the run stands.
         callbacks: in the order they are called.
         steps_left: micro steps in ``dataset``.
+        eval_cell: what evaluations while training run; None without ``do_eval``.
     """
 
     cell: nn.Cell
@@ -56,6 +57,7 @@ class TrainTask:
     progress: TrainProgress
     callbacks: list[Any] = field(default_factory=list)
     steps_left: int = 0
+    eval_cell: EvalCell | None = None
 
 
 def build_network(cfg: RunConfig) -> nn.Cell:
@@ -122,10 +124,11 @@ def build_training(cfg: RunConfig, layout: OutputLayout, dataset: Any = None, ev
     if resume is not None:
         restore(train_state(cell), resume, manifest)
     callbacks = build_callbacks(cfg, progress, layout, cell, manifest, resume)
-    if cfg.do_eval:
-        callbacks.append(_eval_callback(cfg, network, progress, eval_dataset))
+    eval_cell = EvalCell(network) if cfg.do_eval else None
+    if eval_cell is not None:
+        callbacks.append(_eval_callback(cfg, eval_cell, progress, eval_dataset))
     left = (progress.total_steps - progress.start_step) * progress.accumulation
-    return TrainTask(cell, stream, progress, callbacks, left)
+    return TrainTask(cell, stream, progress, callbacks, left, eval_cell)
 
 
 def _find_resume(cfg: RunConfig, layout: OutputLayout) -> ResumePoint:
@@ -302,8 +305,22 @@ def _profile_section(cfg: RunConfig) -> dict[str, Any]:
     }
 
 
-def _eval_callback(cfg: RunConfig, network: nn.Cell, progress: TrainProgress, dataset: Any) -> EvalCallBack:
-    cell = EvalCell(network)
-    callback = EvalCallBack(lambda: evaluate(cfg, cell, dataset), cfg.eval_step_interval, cfg.eval_epoch_interval)
+def try_run(task: TrainTask, cfg: RunConfig, eval_dataset: Any = None) -> None:
+    """Do once, before the first step, what a run does only after a while: save, and evaluate a batch.
+
+    A folder that cannot be written, a disk too small or evaluation data that does not fit ends the run here, within its
+    first minute. Nothing is left behind, and the losses are those of a run without it.
+    """
+    for callback in task.callbacks:
+        if isinstance(callback, CheckpointMonitor):
+            callback.try_save()
+    if task.eval_cell is not None:
+        try_evaluation(cfg, task.eval_cell, eval_dataset)
+
+
+def _eval_callback(cfg: RunConfig, cell: EvalCell, progress: TrainProgress, dataset: Any) -> EvalCallBack:
+    callback = EvalCallBack(
+        lambda: evaluate(cfg, cell, dataset, training=True), cfg.eval_step_interval, cfg.eval_epoch_interval
+    )
     callback.bind(progress)
     return callback

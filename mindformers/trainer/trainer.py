@@ -12,7 +12,7 @@ from mindformers.config import RunConfig, load_config, save_config
 from mindformers.core.context import init_context, set_seed
 from mindformers.errors import ConfigError
 from mindformers.tools.logger import get_logger
-from mindformers.trainer.build import TrainTask, build_network, build_training, load_weights
+from mindformers.trainer.build import TrainTask, build_network, build_training, load_weights, try_run
 from mindformers.trainer.evaluate import EvalCell, evaluate
 from mindformers.trainer.predict import predict
 
@@ -41,6 +41,7 @@ class Trainer:
         """Train from random weights, or from ``load_checkpoint``, or go on where a run stopped (resume_training)."""
         layout = self._start()
         task = build_training(self.config, layout, self.train_dataset, self.eval_dataset)
+        try_run(task, self.config, self.eval_dataset)
         save_config(self.config, layout.resolved_config)
         run(task, self.config)
         self._network = task.cell.network

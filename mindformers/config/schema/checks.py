@@ -35,10 +35,18 @@ def _run_mode(cfg: "RunConfig") -> Iterator[Finding]:
         yield Finding("parallel_config.data_parallel", message, ("run_mode", "use_parallel"))
     if cfg.run_mode == "export":
         yield from _export_findings(cfg)
-    evaluates = cfg.run_mode == "eval" or cfg.do_eval
-    if evaluates and cfg.metric.type == "EmF1Metric" and "labels" not in cfg.eval_dataset.input_columns:
-        message = f"EmF1Metric needs [input_ids, labels], got {cfg.eval_dataset.input_columns}"
-        yield Finding("eval_dataset.input_columns", message, ("metric", "run_mode"))
+    if _answers_questions(cfg):
+        if "labels" not in cfg.eval_dataset.input_columns:
+            message = f"{cfg.metric.type} needs [input_ids, labels], got {cfg.eval_dataset.input_columns}"
+            yield Finding("eval_dataset.input_columns", message, ("metric", "run_mode"))
+        elif cfg.model.config.do_sample:
+            message = f"{cfg.metric.type} needs answers that can be repeated; set it False"
+            yield Finding(f"{_MODEL}.do_sample", message, ("metric", "run_mode"))
+
+
+def _answers_questions(cfg: "RunConfig") -> bool:
+    """Whether an evaluation of this run generates answers and compares them."""
+    return (cfg.run_mode == "eval" or cfg.do_eval) and cfg.metric.type in ("EmF1Metric", "SquadMetric")
 
 
 def _export_findings(cfg: "RunConfig") -> Iterator[Finding]:
@@ -174,8 +182,11 @@ def launch_findings(cfg: "RunConfig") -> Iterator[Finding]:
         message = "run_mode export is for mindformers/tools/export.py; here: train, finetune, eval or predict"
         yield Finding("run_mode", message)
     vocab_file = getattr(cfg.processor.tokenizer, "vocab_file", "")
-    if vocab_file and (cfg.run_mode == "predict" or cfg.metric.type == "EmF1Metric"):
+    if vocab_file and (cfg.run_mode == "predict" or _answers_questions(cfg)):
         yield from _path("processor.tokenizer.vocab_file", vocab_file, ("run_mode", "metric"))
+    answers_file = getattr(cfg.metric, "answers_file", "")
+    if answers_file and _answers_questions(cfg):
+        yield from _path("metric.answers_file", answers_file, ("metric",))
     for key, path in (
         ("load_checkpoint", cfg.load_checkpoint),
         (f"{_MODEL}.checkpoint_name_or_path", cfg.model.config.checkpoint_name_or_path),

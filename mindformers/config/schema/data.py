@@ -99,13 +99,30 @@ class PerplexityMetric(Component):
 
 
 class EmF1Metric(Component):
-    """Exact match and F1 of generated answers; the eval data needs a column labels."""
+    """Exact match and F1 of generated answers as the model card counts them; the eval data needs a column labels."""
 
     type: Literal["EmF1Metric"] = Field("EmF1Metric", description="Class of the metric.")
+    predictions_file: str = Field(
+        "", description="JSON Lines of the generated texts, resumable; empty: predictions.jsonl in output_dir."
+    )
+
+
+class SquadMetric(Component):
+    """Exact match and F1 of generated answers by SQuAD 1.1's rules; the eval data needs a column labels."""
+
+    type: Literal["SquadMetric"] = Field("SquadMetric", description="Class of the metric.")
+    answers_file: str = Field(
+        "",
+        description="All answers of the questions: the SQuAD JSON, or NAME.references.jsonl, which is found by itself "
+        "beside the records; without either the one answer in the record counts.",
+    )
+    predictions_file: str = Field(
+        "", description="JSON Lines of the generated texts, resumable; empty: predictions.jsonl in output_dir."
+    )
 
 
 OtherMetric = other_component(Kind.METRIC, "OtherMetric")
-Metric = by_type(Kind.METRIC, (PerplexityMetric, EmF1Metric), OtherMetric)
+Metric = by_type(Kind.METRIC, (PerplexityMetric, EmF1Metric, SquadMetric), OtherMetric)
 
 
 class InferSection(Section):

@@ -12,8 +12,10 @@ from mindspore.communication import GlobalComm, get_group_size
 from mindspore.train import Callback
 
 from mindformers.checkpoint.layout import FORMATS, OutputLayout
+from mindformers.checkpoint.manifest import scan
 from mindformers.checkpoint.names import is_weight_name
-from mindformers.checkpoint.save import host_copy, rotate, save_network, save_step
+from mindformers.checkpoint.save import host_copy, rotate, save_network, save_step, try_save
+from mindformers.checkpoint.space import SavePlan, check_run_space
 from mindformers.core.progress import TrainProgress
 from mindformers.errors import ConfigError, TrainingError
 from mindformers.registry import MindFormerModuleType, MindFormerRegister
@@ -118,6 +120,35 @@ class CheckpointMonitor(Callback):
                 "save different steps; set it to 0 and use save_checkpoint_steps"
             )
 
+    def try_save(self) -> None:
+        """Prove before training that saves will succeed: room for those of the whole run, then one trial.
+
+        The trial leaves nothing behind and is no checkpoint. Ranks that share a disk each count their own files only.
+
+        Raises:
+            CheckpointError: too little room, or the folder cannot be written.
+        """
+        state, layout = self._state_fn(), self._layout
+        sizes = {name: value.nbytes for name, value in state.items()}
+        sides = []
+        if self.save_network_params:
+            sides.append(sum(size for name, size in sizes.items() if is_weight_name(name)))
+        if self.save_trainable_params:
+            sides.append(sum(sizes[name] for name in _trainable(state)))
+        every, total, start = self.save_checkpoint_steps, self._progress.total_steps, self._progress.start_step
+        saves = None if self.save_checkpoint_seconds else total // every - start // every + (total % every > 0)
+        present = sum(c.manifest is not None for c in scan(layout.checkpoint_dir, self.prefix))
+        plan = SavePlan(saves, self.keep_checkpoint_max, present, sum(sizes.values()), tuple(sides))
+        check_run_space(plan, layout.root)
+        begin = time.monotonic()
+        for folder in (layout.checkpoint_dir, *([layout.network_dir] if self.save_network_params else [])):
+            try_save(state, folder / f"{self.prefix}_{layout.rank_name}-trial.{self.checkpoint_format}",
+                     self.checkpoint_format)  # fmt: skip
+        logger.info(
+            "checkpoints can be written to %s (%.2f s); the run needs %.1f MB there",
+            layout.checkpoint_dir, time.monotonic() - begin, plan.needed_bytes / 1e6,
+        )  # fmt: skip
+
     def on_train_begin(self, run_context: Any) -> None:
         """Refuse to train when nobody called :meth:`bind`: nothing could be saved."""
         if self._progress is None:
@@ -165,7 +196,7 @@ class CheckpointMonitor(Callback):
         step = self._saved_step = self._step
         state = self._state_fn()
         fields = self._manifest_fields(step, state)
-        trainable = [n for n, p in state.items() if is_weight_name(n) and getattr(p, "requires_grad", True)]
+        trainable = _trainable(state)
         if self._writer is None:
             self._write(state, fields, trainable)
         else:
@@ -236,6 +267,11 @@ class CheckpointMonitor(Callback):
             problems.append(f"checkpoint_format {self.checkpoint_format!r}: allowed are {', '.join(FORMATS)}")
         if problems:
             raise ConfigError("CheckpointMonitor: " + "; ".join(problems))
+
+
+def _trainable(state: Mapping[str, Any]) -> list[str]:
+    """Names of the weights that training changes."""
+    return [name for name, p in state.items() if is_weight_name(name) and getattr(p, "requires_grad", True)]
 
 
 def _is_int(value: Any) -> bool:
