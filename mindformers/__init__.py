@@ -66,6 +66,7 @@ _MODULES: dict[str, tuple[str, ...]] = {
         "TopKLogitsWarper",
         "TopPLogitsWarper",
     ),
+    "mindformers.pet": ("LoRADense", "LoraConfig", "get_pet_model"),
     "mindformers.trainer": ("Trainer",),
 }
 _TABLE = {name: module for module, names in _MODULES.items() for name in names}

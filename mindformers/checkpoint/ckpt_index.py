@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["ckpt_problem"]
+__all__ = ["ckpt_names", "ckpt_problem"]
 
 _SIZES = {"Bool": 1, "Int8": 1, "UInt8": 1, "Int16": 2, "UInt16": 2, "Float16": 2, "BFloat16": 2, "Int32": 4}
 _SIZES |= {"UInt32": 4, "Float32": 4, "Int64": 8, "UInt64": 8, "Float64": 8}
@@ -44,13 +44,30 @@ def ckpt_problem(path: Path) -> str:
         path: a file that is not empty.
     """
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        end = len(data)
-        if end > _CRC_BYTES and data[end - _CRC_BYTES : end - _CRC_BYTES + len(_CRC_MARK)] == _CRC_MARK:
-            end -= _CRC_BYTES
         try:
-            return _check(_records(data, end))
+            return _check(_records(data, _end(data)))
         except (_BrokenError, UnicodeDecodeError):
             return "it is cut off or damaged: its records do not end where the file ends"
+
+
+def ckpt_names(path: Path) -> list[str]:
+    """Names of the values in a ``.ckpt`` file, without reading them.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        try:
+            return list(dict.fromkeys(record.tag for record in _records(data, _end(data))))
+        except (_BrokenError, UnicodeDecodeError):
+            raise ValueError(f"{path} is damaged") from None
+
+
+def _end(data: mmap.mmap) -> int:
+    """Where the records end: before the optional trailer."""
+    end = len(data)
+    marked = end > _CRC_BYTES and data[end - _CRC_BYTES : end - _CRC_BYTES + len(_CRC_MARK)] == _CRC_MARK
+    return end - _CRC_BYTES if marked else end
 
 
 def _check(records: Iterator[_Record]) -> str:

@@ -38,7 +38,7 @@ VALUES = {
 
 
 def test_the_old_names_are_there():
-    assert set(shipped_configs()) == {*OLD_NAMES, "run_llama2_tiny"}
+    assert set(shipped_configs()) == {*OLD_NAMES, "run_llama2_tiny", "run_llama2_tiny_lora"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
