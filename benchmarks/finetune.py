@@ -4,8 +4,8 @@
 ``python benchmarks/finetune.py --models M --json out.jsonl``
 
 Each way runs in a process of its own; rounds are taken in turn. Same model, batch, fp32, AdamW and clipping; LoRA as in
-the 7B file of configs/llama2: rank 16, dropout 0.05, on wq, wk, wv, wo. ``ratio`` is full seconds over LoRA seconds, the
-median over rounds; ``memory_share`` is LoRA's peak over that of full finetuning, each measured from the start of its
+the 7B file of configs/llama2: rank 16, dropout 0.05, on wq, wk, wv, wo. ``ratio`` is full seconds over LoRA seconds,
+the median over rounds; ``memory_share`` is LoRA's peak over that of full finetuning, each of its whole
 process, MindSpore included (``import_mb``).
 """
 

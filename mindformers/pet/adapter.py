@@ -85,9 +85,11 @@ def get_pet_model(base_model: nn.Cell, config: LoraSection | Mapping[str, Any]) 
             compute_dtype=to_ms_dtype(config.compute_dtype),
         )
         _replace(parent, leaf, layer, path)
+    if config.lora_dropout:
+        base_model.dropout_step.name = STEP_NAME  # the layers that share it have each put their own name before it
     names = sorted({leaf for _, _, leaf, _ in chosen})
     count = sum(p.size for p in base_model.trainable_params())
-    total = sum(p.size for p in base_model.get_parameters())
+    total = sum(p.size for p in base_model.get_parameters() if p.name != STEP_NAME)
     logger.info(
         "LoRA rank %d on %d layers (%s): %d of %d weights are trained (%.2f %%)",
         config.lora_rank, len(chosen), ", ".join(names), count, total, 100 * count / total,
@@ -132,8 +134,8 @@ def _chosen_layers(network: nn.Cell, config: LoraSection) -> list[tuple[str, nn.
     matched = [item for item in found if re.match(config.target_modules, item[2])]
     if not matched:
         raise ConfigError(
-            f"pet_config.target_modules {config.target_modules!r} matches no linear layer. It is matched from the start "
-            f"with the last part of the name: {listing(dict.fromkeys(leaf for _, _, leaf, _ in found))}"
+            f"pet_config.target_modules {config.target_modules!r} matches no linear layer. It is matched from the "
+            f"start with the last part of the name: {listing(dict.fromkeys(leaf for _, _, leaf, _ in found))}"
         )
     chosen = [item for item in matched if not is_excluded(item[0], config.exclude_layers)]
     if not chosen:

@@ -22,8 +22,8 @@ from mindformers.pet.peft_format import config_of, is_peft_folder, read_peft
 __all__ = [
     "MANIFEST_KEY",
     "AdapterFile",
-    "check_same_adapter",
     "adapter_entry",
+    "check_same_adapter",
     "describe_adapter",
     "is_adapter_only",
     "read_adapter",
