@@ -38,6 +38,7 @@ __all__ = [
     "ContextConfig",
     "DeviceCapabilities",
     "ParallelContextConfig",
+    "default_device_target",
     "device_capabilities",
     "init_context",
     "set_seed",
@@ -84,6 +85,14 @@ def device_capabilities(device_target: str) -> DeviceCapabilities:
     _choose("context.device_target", device_target, _TARGETS)
     dtypes = {"float32", "float16"} if device_target == "CPU" else {"float32", "float16", "bfloat16"}
     return DeviceCapabilities(device_target, frozenset(dtypes), device_target == "Ascend")
+
+
+def default_device_target() -> str:
+    """``Ascend`` where its driver is installed, else ``CPU``.
+
+    Asking MindSpore instead loads its Ascend plug-in and prints the libraries it misses.
+    """
+    return "Ascend" if Path("/dev/davinci_manager").exists() else "CPU"
 
 
 def set_seed(seed: int = 0) -> None:

@@ -112,6 +112,8 @@ class DecodeSession:
     its input.
     """
 
+    host_choice = False  # tokens are chosen inside the graph
+
     def __init__(self, model: nn.Cell, batch_size: int, length: int) -> None:
         config = model.config
         self.model = model

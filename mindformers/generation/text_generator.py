@@ -67,6 +67,15 @@ class GeneratorMixin:
                 streamer.fail(error)
             raise
 
+    def decode_session(self, rows: int, length: int) -> Any:
+        """What computes the logits of a call.
+
+        Args:
+            rows: sequences generated together.
+            length: most tokens of a sequence.
+        """
+        return session_for(self, rows, window(self.config.seq_length, length))
+
     def _generate(
         self, input_ids: Any, given: Any, logits_processor: Any, streamer: Any, seed: Any, kwargs: dict
     ) -> list[np.ndarray]:
@@ -75,8 +84,9 @@ class GeneratorMixin:
         if streamer is not None and len(prompts) > 1:
             raise ConfigError(f"a streamer follows one sequence, not {len(prompts)}: pass one prompt, or no streamer")
         limits = _limits(config, [len(prompt) for prompt in prompts], self.config.seq_length)
-        processors = build_processors(config, logits_processor) if logits_processor else None
-        session = session_for(self, len(prompts), window(self.config.seq_length, max(limits)))
+        session = self.decode_session(len(prompts), max(limits))
+        on_host = bool(logits_processor) or session.host_choice
+        processors = build_processors(config, logits_processor or ()) if on_host else None
         training = self.training
         self.set_train(False)
         try:

@@ -38,7 +38,9 @@ VALUES = {
 
 
 def test_the_old_names_are_there():
-    assert set(shipped_configs()) == {*OLD_NAMES, "run_llama2_tiny", "run_llama2_tiny_lora"}
+    names = set(shipped_configs())
+    assert names >= set(OLD_NAMES)
+    assert all("_tiny" in name for name in names - set(OLD_NAMES))  # what is new is small enough for any machine
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

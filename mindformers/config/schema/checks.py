@@ -33,14 +33,24 @@ def _run_mode(cfg: "RunConfig") -> Iterator[Finding]:
     if cfg.run_mode == "predict" and _is_split(cfg) and cfg.parallel_config.data_parallel != 1:
         message = f"run_mode predict on several ranks needs 1, got {cfg.parallel_config.data_parallel}"
         yield Finding("parallel_config.data_parallel", message, ("run_mode", "use_parallel"))
-    length = cfg.model.config.seq_length
-    if cfg.run_mode == "export" and cfg.infer.infer_seq_length != length:
-        message = f"{cfg.infer.infer_seq_length} is not the model's seq_length {length}"
-        yield Finding("infer.infer_seq_length", message, (f"{_MODEL}.seq_length", "run_mode"))
+    if cfg.run_mode == "export":
+        yield from _export_findings(cfg)
     evaluates = cfg.run_mode == "eval" or cfg.do_eval
     if evaluates and cfg.metric.type == "EmF1Metric" and "labels" not in cfg.eval_dataset.input_columns:
         message = f"EmF1Metric needs [input_ids, labels], got {cfg.eval_dataset.input_columns}"
         yield Finding("eval_dataset.input_columns", message, ("metric", "run_mode"))
+
+
+def _export_findings(cfg: "RunConfig") -> Iterator[Finding]:
+    infer, model = cfg.infer, cfg.model.config
+    if infer.infer_seq_length != model.seq_length:
+        message = f"{infer.infer_seq_length} is not the model's seq_length {model.seq_length}"
+        yield Finding("infer.infer_seq_length", message, (f"{_MODEL}.seq_length", "run_mode"))
+    if not infer.prefill_model_path:
+        yield Finding("infer.prefill_model_path", "it is empty; name the MindIR file to write", ("run_mode",))
+    if infer.increment_model_path and not model.use_past:
+        message = "a graph for one more token continues from a cache: it needs use_past True"
+        yield Finding("infer.increment_model_path", message, (f"{_MODEL}.use_past", "run_mode"))
 
 
 def _is_split(cfg: "RunConfig") -> bool:

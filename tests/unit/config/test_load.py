@@ -119,7 +119,7 @@ def small_model(**changes):
             ["use_parallel=True", "run_mode=predict", "parallel_config.data_parallel=2"],
             "run_mode predict on several ranks needs 1, got 2",
         ),
-        (["run_mode=export"], "512 is not the model's seq_length 2048"),
+        (["run_mode=export", "infer.prefill_model_path=p"], "512 is not the model's seq_length 2048"),
         (["run_mode=eval", "metric.type=EmF1Metric"], "EmF1Metric needs [input_ids, labels], got ['input_ids']"),
         (["use_parallel=True", "parallel.device_num=3"], "= 1, but parallel.device_num is 3"),
         (["use_parallel=True", "parallel.pipeline_stages=2"], "does not agree with parallel_config.pipeline_stage 1"),
@@ -262,7 +262,7 @@ def test_launch_checks(tmp_path):
     assert "no data given: --train_dataset_dir FILE" in problems(path, launch=True)[0]
     assert "--eval_dataset_dir" in problems(path, ["run_mode=eval"], launch=True)[0]
     assert "--predict_data" in problems(path, ["run_mode=predict"], launch=True)[0]
-    export = ["run_mode=export", "infer.infer_seq_length=2048"]
+    export = ["run_mode=export", "infer.infer_seq_length=2048", "infer.prefill_model_path=p"]
     assert "tools/export.py" in problems(path, export, launch=True)[0]
     data = tmp_path / "train.mindrecord"
     data.write_bytes(b"")
