@@ -10,12 +10,12 @@ from typing import Any
 
 import mindspore as ms
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from mindformers.checkpoint.ckpt_index import ckpt_problem
 from mindformers.checkpoint.foreign import ForeignTensors, foreign_kind, open_foreign
+from mindformers.checkpoint.foreign.arrays import to_tensor
 from mindformers.checkpoint.foreign.detect import foreign_hint
-from mindformers.checkpoint.foreign.files import TORCH_SUFFIXES
+from mindformers.checkpoint.foreign.files import TORCH_SUFFIXES, SafetensorsFile
 from mindformers.checkpoint.layout import FORMATS, OutputLayout, manifest_path
 from mindformers.checkpoint.manifest import damage, read_manifest, scan
 from mindformers.checkpoint.names import is_cache_name, is_weight_name, missing_hint, modern_name, shape_hint
@@ -68,23 +68,20 @@ class LazyTensors(Mapping[str, ms.Tensor]):
 
     def __init__(self, path: Path):
         self.path = path
-        self._file = safe_open(str(path), framework="np")
-        self._names = tuple(self._file.keys())
+        self._file = SafetensorsFile(path)
 
     def __getitem__(self, name: str) -> ms.Tensor:
-        if name not in self._names:
-            raise KeyError(name)
-        return ms.Tensor.from_numpy(self._file.get_tensor(name))
+        return to_tensor(self._file.read(name))
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
+        return iter(self._file.facts)
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._file.facts)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a value, without reading it."""
-        return tuple(self._file.get_slice(name).get_shape())
+        return self._file.facts[name].shape
 
 
 def read_checkpoint(path: str | Path, verify: bool = True) -> Mapping[str, ms.Tensor]:
@@ -110,7 +107,7 @@ def read_checkpoint(path: str | Path, verify: bool = True) -> Mapping[str, ms.Te
         if path.suffix == ".safetensors":
             return LazyTensors(path)
         params = ms.load_checkpoint(str(path))
-    except (SafetensorError, ValueError, RuntimeError, TypeError, KeyError, OSError) as error:
+    except (ValueError, RuntimeError, TypeError, KeyError, OSError) as error:
         raise damaged_error(path, f"it cannot be read ({_first_line(error)})") from error
     return LoadedTensors(path, params)
 

@@ -101,8 +101,7 @@ def _safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
     except (SafetensorError, OSError, ValueError) as error:
         size = path.stat().st_size if path.exists() else 0
         raise CheckpointError(
-            f"{path} is damaged, cut off, or not a safetensors file ({_first_line(error)}; {size:,} bytes). "
-            "Download it again."
+            f"{path} is damaged, cut off, or not a safetensors file ({_first_line(error)}; {size:,} bytes)"
         ) from error
     header.pop("__metadata__", None)
     return header, 8 + length
