@@ -186,6 +186,7 @@ class CheckpointStream:
             self._output = _Output(self._temp, digest=True)
             self._body = body(self._output, self._plan)
         except OSError as error:
+            self._temp.unlink(missing_ok=True)
             raise CheckpointError(f"{path} cannot be written: {error}") from error
 
     def __enter__(self) -> "CheckpointStream":

@@ -102,7 +102,3 @@ class TorchWriter:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
-
-    def abandon(self) -> None:
-        """Close without completing."""
-        self._file.close()
