@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["ckpt_names", "ckpt_problem"]
+__all__ = ["Record", "ckpt_problem", "ckpt_records"]
 
 _SIZES = {"Bool": 1, "Int8": 1, "UInt8": 1, "Int16": 2, "UInt16": 2, "Float16": 2, "BFloat16": 2, "Int32": 4}
 _SIZES |= {"UInt32": 4, "Float32": 4, "Int64": 8, "UInt64": 8, "Float64": 8}
@@ -24,13 +24,14 @@ _CRC_MARK, _CRC_BYTES = b"crc_num", 17  # optional trailer: the mark and ten byt
 _VARINT, _BYTES = 0, 2  # protobuf wire types
 
 
-class _Record(NamedTuple):
-    """One value of the file: its tag, shape, element type and number of content bytes."""
+class Record(NamedTuple):
+    """One value of the file: its tag, shape, element type, number of content bytes and where they begin."""
 
     tag: str
     dims: tuple[int, ...]
     kind: str
     length: int
+    start: int = 0
 
 
 class _BrokenError(Exception):
@@ -43,34 +44,22 @@ def ckpt_problem(path: Path) -> str:
     Args:
         path: a file that is not empty.
     """
+    try:
+        return _check(iter(ckpt_records(path)))
+    except (_BrokenError, UnicodeDecodeError):
+        return "it is cut off or damaged: its records do not end where the file ends"
+
+
+def ckpt_records(path: Path) -> list[Record]:
+    """Every value of a ``.ckpt`` file that :func:`ckpt_problem` has found whole, in the order of the file."""
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        try:
-            return _check(_records(data, _end(data)))
-        except (_BrokenError, UnicodeDecodeError):
-            return "it is cut off or damaged: its records do not end where the file ends"
+        end = len(data)
+        if end > _CRC_BYTES and data[end - _CRC_BYTES : end - _CRC_BYTES + len(_CRC_MARK)] == _CRC_MARK:
+            end -= _CRC_BYTES
+        return list(_records(data, end))
 
 
-def ckpt_names(path: Path) -> list[str]:
-    """Names of the values in a ``.ckpt`` file, without reading them.
-
-    Raises:
-        ValueError: the file is damaged.
-    """
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        try:
-            return list(dict.fromkeys(record.tag for record in _records(data, _end(data))))
-        except (_BrokenError, UnicodeDecodeError):
-            raise ValueError(f"{path} is damaged") from None
-
-
-def _end(data: mmap.mmap) -> int:
-    """Where the records end: before the optional trailer."""
-    end = len(data)
-    marked = end > _CRC_BYTES and data[end - _CRC_BYTES : end - _CRC_BYTES + len(_CRC_MARK)] == _CRC_MARK
-    return end - _CRC_BYTES if marked else end
-
-
-def _check(records: Iterator[_Record]) -> str:
+def _check(records: Iterator[Record]) -> str:
     """Compare what each tensor's shape asks for with what is there."""
     last, have, count = None, 0, 0
     for record in [*records, None]:
@@ -85,13 +74,13 @@ def _check(records: Iterator[_Record]) -> str:
     return "" if count else "it holds no parameters"
 
 
-def _bytes_wanted(record: _Record) -> int | None:
+def _bytes_wanted(record: Record) -> int | None:
     """Bytes of a tensor of this shape; None for kinds without a fixed size (text, maps)."""
     dims = () if record.dims == (0,) else record.dims  # how MindSpore writes a scalar
     return math.prod(dims) * _SIZES[record.kind] if record.kind in _SIZES else None
 
 
-def _records(data: mmap.mmap, end: int) -> Iterator[_Record]:
+def _records(data: mmap.mmap, end: int) -> Iterator[Record]:
     """Every value of the file."""
     for number, start, stop in _fields(data, 0, end):
         if number != 1 or start is None:
@@ -99,9 +88,9 @@ def _records(data: mmap.mmap, end: int) -> Iterator[_Record]:
         yield _record(data, start, stop)
 
 
-def _record(data: mmap.mmap, start: int, end: int) -> _Record:
+def _record(data: mmap.mmap, start: int, end: int) -> Record:
     """Read one value."""
-    tag, dims, kind, length = "", [], "", 0
+    tag, dims, kind, length, place = "", [], "", 0, 0
     for number, first, last in _fields(data, start, end):
         if number == 1 and first is not None:
             tag = data[first:last].decode()
@@ -112,8 +101,8 @@ def _record(data: mmap.mmap, start: int, end: int) -> _Record:
                 elif inner == 2 and begin is not None:
                     kind = data[begin:stop].decode()
                 elif inner == 3 and begin is not None:
-                    length = stop - begin
-    return _Record(tag, tuple(dims), kind, length)
+                    length, place = stop - begin, begin
+    return Record(tag, tuple(dims), kind, length, place)
 
 
 def _fields(data: mmap.mmap, place: int, end: int) -> Iterator[tuple[int, int | None, int]]:

@@ -10,12 +10,16 @@ from typing import Any
 
 import mindspore as ms
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from mindformers.checkpoint.ckpt_index import ckpt_problem
+from mindformers.checkpoint.foreign import ForeignTensors, foreign_kind, open_foreign
+from mindformers.checkpoint.foreign.arrays import to_tensor
+from mindformers.checkpoint.foreign.detect import foreign_hint
+from mindformers.checkpoint.foreign.files import TORCH_SUFFIXES, SafetensorsFile
 from mindformers.checkpoint.layout import FORMATS, OutputLayout, manifest_path
 from mindformers.checkpoint.manifest import damage, read_manifest, scan
 from mindformers.checkpoint.names import is_cache_name, is_weight_name, missing_hint, modern_name, shape_hint
+from mindformers.checkpoint.tied import match_output_layer
 from mindformers.errors import CheckpointError
 from mindformers.tools.logger import get_logger
 
@@ -30,6 +34,7 @@ __all__ = [
     "newest_sound",
     "read_checkpoint",
     "resolve_checkpoint",
+    "sound_checkpoint",
 ]
 
 logger = get_logger(__name__)
@@ -63,52 +68,59 @@ class LazyTensors(Mapping[str, ms.Tensor]):
 
     def __init__(self, path: Path):
         self.path = path
-        self._file = safe_open(str(path), framework="np")
-        self._names = tuple(self._file.keys())
+        self._file = SafetensorsFile(path)
 
     def __getitem__(self, name: str) -> ms.Tensor:
-        if name not in self._names:
-            raise KeyError(name)
-        return ms.Tensor.from_numpy(self._file.get_tensor(name))
+        return to_tensor(self._file.read(name))
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
+        return iter(self._file.facts)
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._file.facts)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a value, without reading it."""
-        return tuple(self._file.get_slice(name).get_shape())
+        return self._file.facts[name].shape
 
 
 def read_checkpoint(path: str | Path, verify: bool = True) -> Mapping[str, ms.Tensor]:
     """Read a checkpoint file, after proving that it is whole.
 
     Args:
-        path: a ``.ckpt`` or ``.safetensors`` file.
+        path: a ``.ckpt`` or ``.safetensors`` file; or weights of Hugging Face or Meta, see
+            :func:`~mindformers.checkpoint.foreign.foreign_kind`.
         verify: compare size and checksum with the manifest, when there is one.
 
     Returns:
-        Name to tensor. Of a safetensors file the values are read when asked for.
+        Name to tensor, under our names. Of a safetensors file and of foreign weights the values are read when
+        asked for.
 
     Raises:
         CheckpointError: the file is absent, damaged, or not of its format; the message names the newest older
             complete checkpoint of the folder.
     """
+    if foreign_kind(path):
+        return open_foreign(path)
+    path = sound_checkpoint(path, verify)
+    try:
+        if path.suffix == ".safetensors":
+            return LazyTensors(path)
+        params = ms.load_checkpoint(str(path))
+    except (ValueError, RuntimeError, TypeError, KeyError, OSError) as error:
+        raise damaged_error(path, f"it cannot be read ({_first_line(error)})") from error
+    return LoadedTensors(path, params)
+
+
+def sound_checkpoint(path: str | Path, verify: bool = True) -> Path:
+    """Prove that a file of ours is whole, without reading its values; see :func:`read_checkpoint`."""
     path = _existing_file(Path(path))
     reason = _format_problem(path) or (_verify(path) if verify else "")
     if not reason and path.suffix == ".ckpt":
         reason = ckpt_problem(path)
     if reason:
         raise damaged_error(path, reason)
-    try:
-        if path.suffix == ".safetensors":
-            return LazyTensors(path)
-        params = ms.load_checkpoint(str(path))
-    except (SafetensorError, ValueError, RuntimeError, TypeError, KeyError, OSError) as error:
-        raise damaged_error(path, f"it cannot be read ({_first_line(error)})") from error
-    return LoadedTensors(path, params)
+    return path
 
 
 def _verify(path: Path) -> str:
@@ -179,13 +191,15 @@ def load_into(
 
     targets = {name: p for name, p in named_parameters(network).items() if counts(name)}
     origin = {modern_name(name): name for name in params if counts(modern_name(name))}
+    match_output_layer(params, targets, origin, source)
     report = LoadReport(missing=sorted(set(targets) - set(origin)), unexpected=sorted(set(origin) - set(targets)))
     common = [name for name in targets if name in origin]
     if report.missing and (strict or not common):
         raise CheckpointError(_missing_message(source, report, len(targets)))
     _compare_shapes({n: (_shape(params, origin[n]), tuple(targets[n].shape)) for n in common}, source)
+    own = isinstance(params, LazyTensors | ForeignTensors)
     for name in common:
-        report.cast += _assign(targets[name], params[origin[name]], own=isinstance(params, LazyTensors))
+        report.cast += _assign(targets[name], params[origin[name]], own=own)
     report.loaded = len(common)
     _log_report(report, source)
     return report
@@ -195,12 +209,13 @@ def resolve_checkpoint(value: str | Path, rank: int = 0) -> Path:
     """Turn the value of ``load_checkpoint`` into the file to read.
 
     Args:
-        value: a file; a folder of checkpoint files; a folder with ``rank_N`` folders; or an output folder of
-            a run.
+        value: a file; a folder of checkpoint files; a folder with ``rank_N`` folders; an output folder of
+            a run; or a folder in the layout of Hugging Face or Meta.
         rank: whose ``rank_N`` folder to look into.
 
     Returns:
-        The file. In a folder: the newest complete step checkpoint, else the newest file by time.
+        The file. In a folder: the newest complete step checkpoint, else the newest file by time. A foreign folder is
+        returned as it is: :func:`read_checkpoint` takes it.
 
     Raises:
         CheckpointError: nothing there; the message lists what is there and the nearest name.
@@ -208,6 +223,10 @@ def resolve_checkpoint(value: str | Path, rank: int = 0) -> Path:
     path = Path(value).expanduser()
     if not path.is_dir():
         return _existing_file(path)
+    kind = foreign_kind(path)
+    if kind:
+        logger.info("load_checkpoint %s: weights in the layout of %s", path, kind)
+        return path
     for folder in (path / f"rank_{rank}", OutputLayout(path, rank).checkpoint_dir, path):
         if not folder.is_dir():
             continue
@@ -219,6 +238,7 @@ def resolve_checkpoint(value: str | Path, rank: int = 0) -> Path:
     raise CheckpointError(
         f"no checkpoint for rank {rank} in {path}: looked for *.ckpt and *.safetensors in rank_{rank}/, "
         f"checkpoint/rank_{rank}/ and the folder itself; it holds {_listing(path)}"
+        + (f" ({hint})" if (hint := foreign_hint(path)) else "")
     )
 
 
@@ -244,10 +264,13 @@ def _existing_file(path: Path) -> Path:
     """``path`` when it is a checkpoint file, else an error that shows what is in its folder."""
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder; name a .ckpt or .safetensors file in it")
-    if path.is_file() and path.suffix in _SUFFIXES:
+    if path.is_file() and (path.suffix in _SUFFIXES or foreign_kind(path)):
         return path
     if path.is_file():
-        raise CheckpointError(f"{path} is not a checkpoint: its name must end with {' or '.join(_SUFFIXES)}")
+        raise CheckpointError(
+            f"{path} is not a checkpoint: its name must end with {' or '.join(_SUFFIXES)}, or "
+            f"{', '.join(TORCH_SUFFIXES)} for weights of PyTorch"
+        )
     if not path.parent.is_dir():
         raise CheckpointError(f"checkpoint {path} does not exist, nor does its folder {path.parent}")
     near = get_close_matches(path.name, [p.name for p in path.parent.iterdir() if _is_checkpoint_name(p)], 1, 0.5)
@@ -287,7 +310,7 @@ def named_parameters(network: Any) -> dict[str, ms.Parameter]:
 
 
 def _shape(params: Mapping[str, Any], name: str) -> tuple[int, ...]:
-    return params.shape(name) if isinstance(params, LazyTensors) else tuple(params[name].shape)
+    return params.shape(name) if isinstance(params, LazyTensors | ForeignTensors) else tuple(params[name].shape)
 
 
 def _compare_shapes(shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]], source: str | Path) -> None:

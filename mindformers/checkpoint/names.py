@@ -4,6 +4,8 @@
 import re
 from difflib import get_close_matches
 
+from mindformers.checkpoint.foreign.table import HEAD, TABLE
+
 __all__ = [
     "is_cache_name",
     "is_setting_name",
@@ -37,12 +39,7 @@ _AXES = (
     # name pattern, the model_config value that sets each axis; the first pattern that fits is used
     (r"lora_a$", ("pet_config.lora_rank", "hidden_size")),
     (r"lora_b$", ("hidden_size", "pet_config.lora_rank")),
-    (r"(tok_embeddings\.embedding_weight|lm_head\.weight)$", ("vocab_size", "hidden_size")),
-    (r"attention\.w[kv]\.weight$", ("n_kv_heads * head_dim", "hidden_size")),
-    (r"attention\.w[qo]\.weight$", ("hidden_size", "hidden_size")),
-    (r"feed_forward\.w[13]\.weight$", ("intermediate_size", "hidden_size")),
-    (r"feed_forward\.w2\.weight$", ("hidden_size", "intermediate_size")),
-    (r"(attention_norm|ffn_norm|norm_out)\.weight$", ("hidden_size",)),
+    *((re.escape(entry.ours.split("{i}.")[-1]) + "$", entry.axes) for entry in TABLE),
 )
 
 
@@ -88,6 +85,8 @@ def missing_hint(missing: list[str], given: list[str]) -> str:
         return f"this looks like a Hugging Face checkpoint; {tool}"
     if any(re.match(r"(layers\.\d+\.(attention|feed_forward)\.|tok_embeddings\.weight$)", name) for name in given):
         return f"this looks like a checkpoint in Meta's layout; {tool}"
+    if missing == [HEAD]:
+        return "without an output layer of its own the checkpoint fits a model with tie_word_embeddings True"
     if all("mindpet_delta" in name for name in missing):
         return "only LoRA weights are missing: name the adapter with --adapter_checkpoint"
     if all(re.search(r"\.layers\.\d+\.", name) for name in missing) and not given:

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A ``.ckpt`` file read one tensor at a time, where MindSpore would read the whole of it twice."""
+
+from pathlib import Path
+
+import numpy as np
+
+from mindformers.checkpoint.ckpt_index import Record, ckpt_records
+from mindformers.checkpoint.foreign.arrays import Raw, nbytes, numpy_dtype
+from mindformers.checkpoint.foreign.files import Facts
+from mindformers.errors import CheckpointError
+
+__all__ = ["CkptFile"]
+
+_DTYPES = ("float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
+_KINDS = {name.capitalize(): name for name in _DTYPES} | {"BFloat16": "bfloat16", "UInt8": "uint8"}
+
+
+class CkptFile:
+    """The tensors of a ``.ckpt`` file; values that are no tensors (text, maps) are left out.
+
+    Args:
+        path: a file that ``load.sound_checkpoint`` has found whole.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.facts: dict[str, Facts] = {}
+        self._records: dict[str, list[Record]] = {}
+        for record in ckpt_records(path):
+            if record.kind in _KINDS:
+                self._records.setdefault(record.tag, []).append(record)
+                shape = () if record.dims == (0,) else record.dims  # how MindSpore writes a scalar
+                self.facts[record.tag] = Facts(shape, _KINDS[record.kind])
+
+    def read(self, name: str) -> Raw:
+        """The value, in memory of its own."""
+        shape, dtype = self.facts[name]
+        content = bytearray(nbytes(shape, dtype))
+        place = 0
+        with open(self.path, "rb", buffering=0) as file:
+            for record in self._records[name]:
+                file.seek(record.start)
+                end = place + record.length
+                while place < end:
+                    count = file.readinto(memoryview(content)[place:end])
+                    if not count:
+                        raise CheckpointError(f"{self.path} became shorter while it was read")
+                    place += count
+        return Raw(np.frombuffer(content, numpy_dtype(dtype)).reshape(shape), dtype)
