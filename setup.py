@@ -80,7 +80,7 @@ setup(
         "tensorboard": TENSORBOARD,
         "quickstart": QUICKSTART,
         "unit": UNIT,
-        "test": [*UNIT, *CONVERT],
+        "test": [*UNIT, *CONVERT, "peft>=0.13"],
         "docs": ["mkdocs>=1.6", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.25"],
     },
     entry_points={"console_scripts": ["mindformers = mindformers.__main__:cli"]},

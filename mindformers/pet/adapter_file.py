@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from mindspore import nn
-from safetensors import SafetensorError, safe_open
 
-from mindformers.checkpoint.ckpt_index import ckpt_names
+from mindformers.checkpoint.ckpt_file import CkptFile
+from mindformers.checkpoint.foreign import foreign_kind
+from mindformers.checkpoint.foreign.files import SafetensorsFile
 from mindformers.checkpoint.layout import manifest_path
-from mindformers.checkpoint.load import read_checkpoint, resolve_checkpoint
+from mindformers.checkpoint.load import read_checkpoint, resolve_checkpoint, sound_checkpoint
 from mindformers.checkpoint.manifest import read_manifest
 from mindformers.checkpoint.names import is_weight_name, modern_name
 from mindformers.config.schema.model import LoraSection
@@ -121,12 +122,9 @@ def check_same_adapter(found: LoraSection, wanted: LoraSection, path: Path) -> N
 
 
 def _names(path: Path) -> list[str]:
+    if foreign_kind(path):
+        return []
     if manifest_path(path).is_file():
         return [entry["name"] for entry in read_manifest(path).parameters]
-    try:
-        if path.suffix == ".safetensors":
-            with safe_open(str(path), framework="np") as file:
-                return list(file.keys())
-        return ckpt_names(path)
-    except (SafetensorError, ValueError):  # damaged: whoever reads it says so
-        return []
+    path = sound_checkpoint(path)
+    return list((SafetensorsFile if path.suffix == ".safetensors" else CkptFile)(path).facts)

@@ -14,11 +14,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import mindspore as ms
 import numpy as np
-from safetensors import SafetensorError
 from safetensors.numpy import save
 
+from mindformers.checkpoint.foreign.arrays import as_float32
+from mindformers.checkpoint.foreign.files import SafetensorsFile
+from mindformers.checkpoint.foreign.table import TABLE
 from mindformers.checkpoint.manifest import fsync_dir
 from mindformers.config.schema.model import LoraSection
 from mindformers.errors import CheckpointError, ConfigError
@@ -38,15 +39,11 @@ __all__ = [
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 
 PEFT_MODULES = {
-    "attention.wq": "self_attn.q_proj",
-    "attention.wk": "self_attn.k_proj",
-    "attention.wv": "self_attn.v_proj",
-    "attention.wo": "self_attn.o_proj",
-    "feed_forward.w1": "mlp.gate_proj",
-    "feed_forward.w2": "mlp.down_proj",
-    "feed_forward.w3": "mlp.up_proj",
+    entry.ours.split(".", 3)[3].removesuffix(".weight"): entry.huggingface.split(".", 3)[3].removesuffix(".weight")
+    for entry in TABLE
+    if ".attention.w" in entry.ours or ".feed_forward.w" in entry.ours
 }
-"""Our linear layers -> those of transformers' Llama; the only table of these names."""
+"""Our linear layers -> those of transformers' Llama, without ``model.layers.N.``: attention.wq -> self_attn.q_proj."""
 
 _OURS = {theirs: ours for ours, theirs in PEFT_MODULES.items()}
 _PARTS = {"lora_A": LORA_A, "lora_B": LORA_B}
@@ -189,12 +186,9 @@ def write_peft(
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:
-    try:
-        tensors = ms.load_checkpoint(str(path), format="safetensors")  # reads bf16 too, which numpy has not
-    except (SafetensorError, ValueError, RuntimeError, TypeError, KeyError, OSError) as error:
-        raise CheckpointError(f"{path} cannot be read: {str(error).strip().splitlines()[0]}") from error
-    wide = {name: t.astype(ms.float32) if t.dtype == ms.bfloat16 else t for name, t in tensors.items()}
-    return {name: np.array(t.asnumpy(), copy=True) for name, t in wide.items()}
+    file = SafetensorsFile(path)
+    raw = {name: file.read(name) for name in file.facts}
+    return {name: as_float32(value) if value.dtype == "bfloat16" else value.data for name, value in raw.items()}
 
 
 def _check_pairs(tensors: Mapping[str, np.ndarray], rank: int, path: Path) -> None:
