@@ -65,6 +65,10 @@ class PooledDropout(nn.Cell):
         index = ops.floor_mod(ops.arange(0, tokens, dtype=ms.int32), POOL_ROWS)
         return ops.floor_mod(index * stride + start, POOL_ROWS)
 
+    def mask(self, rows: Tensor) -> Tensor:
+        """fp32 (T, width): zeros where the tokens that take these rows lose a feature, ones elsewhere."""
+        return self.gather(self.pool, rows, 0)
+
     def construct(self, x: Tensor) -> Tensor:
         """(T, width) -> (T, width) in the type of x, with zeros put in."""
-        return self.mul(x, ops.cast(self.gather(self.pool, self.rows(x.shape[0]), 0), x.dtype))
+        return self.mul(x, ops.cast(self.mask(self.rows(x.shape[0])), x.dtype))

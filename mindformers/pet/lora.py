@@ -12,6 +12,45 @@ LORA_A, LORA_B = "mindpet_delta_lora_a", "mindpet_delta_lora_b"
 """Last part of the adapter's parameter names."""
 
 
+class DroppedLowRank(nn.Cell):
+    """``scaling * B A dropout(x)`` with a gradient written by hand, which keeps neither mask nor masked input.
+
+    Args:
+        dropout: gives the masks.
+        scaling: the factor.
+
+    Inputs: x (T, in), a (rank, in), b (out, rank), all of one type, and rows (T,), see :class:`PooledDropout`.
+    Output: (T, out). Masks are gathered again in the backward pass: a fetch of rows costs less than keeping them for
+    every layer, which would be two of the largest activations of each.
+    """
+
+    def __init__(self, dropout: PooledDropout, scaling: float) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.scaling = scaling
+        self.plain = ops.MatMul()
+        self.right = ops.MatMul(transpose_b=True)
+        self.left = ops.MatMul(transpose_a=True)
+        self.mul = ops.Mul()
+
+    def _dropped(self, x: Tensor, rows: Tensor) -> tuple:
+        mask = ops.cast(self.dropout.mask(rows), x.dtype)
+        return self.mul(x, mask), mask
+
+    def construct(self, x: Tensor, a: Tensor, b: Tensor, rows: Tensor) -> Tensor:
+        """(T, in) -> (T, out)."""
+        dropped, _ = self._dropped(x, rows)
+        return self.right(self.right(dropped, a) * self.scaling, b)
+
+    def bprop(self, x: Tensor, a: Tensor, b: Tensor, rows: Tensor, out: Tensor, dout: Tensor) -> tuple:
+        """Gradients of x, A and B; zeros for the rows."""
+        dropped, mask = self._dropped(x, rows)
+        low = self.right(dropped, a) * self.scaling  # (T, rank)
+        dlow = self.plain(dout, b) * self.scaling
+        dx = self.mul(self.plain(dlow, a), mask)
+        return dx, self.left(dlow, dropped), self.left(dout, low), ops.zeros_like(rows)
+
+
 class LoRADense(nn.Cell):
     """``y = W x + (alpha / rank) * B A dropout(x)`` on the frozen W of a linear layer.
 
@@ -47,9 +86,8 @@ class LoRADense(nn.Cell):
         self.adapter_dtype = compute_dtype
         self.weight = linear.weight
         self.matmul = linear.matmul
-        self.dropout = dropout
         self.scaling = alpha / rank
-        self.training_scaling = self.scaling / (dropout.kept if dropout is not None else 1.0)
+        self.dropped = None if dropout is None else DroppedLowRank(dropout, self.scaling / dropout.kept)
         self.mindpet_delta_lora_a = Parameter(
             initializer(_initializer(a_init), (rank, self.in_channels), param_init_type), name=LORA_A
         )
@@ -64,14 +102,15 @@ class LoRADense(nn.Cell):
     def construct(self, x: Tensor) -> Tensor:
         """(T, in_channels) -> (T, out_channels) in the layer's compute_dtype."""
         y = self.matmul(ops.cast(x, self.compute_dtype), ops.cast(self.weight, self.compute_dtype))
-        scaling = self.scaling
-        if self.training and self.dropout is not None:
-            x = self.dropout(x)
-            scaling = self.training_scaling
+        x = ops.cast(x, self.adapter_dtype)
         a = ops.cast(self.mindpet_delta_lora_a, self.adapter_dtype)
         b = ops.cast(self.mindpet_delta_lora_b, self.adapter_dtype)
-        low = self.lora_a_matmul(ops.cast(x, self.adapter_dtype), a)  # (T, rank)
-        return self.add(y, ops.cast(self.lora_b_matmul(self.scale(low, scaling), b), y.dtype))
+        if self.training and self.dropped is not None:
+            delta = self.dropped(x, a, b, self.dropped.dropout.rows(x.shape[0]))
+        else:
+            low = self.lora_a_matmul(x, a)  # (T, rank)
+            delta = self.lora_b_matmul(self.scale(low, self.scaling), b)
+        return self.add(y, ops.cast(delta, y.dtype))
 
 
 def _initializer(name: str) -> str | Initializer:

@@ -17,6 +17,7 @@ from mindformers.modules.linear import Linear
 from mindformers.pet import LoraConfig, LoRADense, get_pet_model
 from mindformers.pet.adapter import adapted_layers, base_fingerprint, is_adapter_name
 from mindformers.pet.dropout import POOL_ROWS, PooledDropout, kept_share, mask_pool
+from mindformers.pet.lora import DroppedLowRank
 from mindformers.trainer.build import frozen_weights, train_state
 from mindformers.wrapper import MFTrainOneStepCell
 from tests.parity.llama_cases import fill, records, tiny_config
@@ -123,7 +124,7 @@ def test_every_field_reaches_the_layer() -> None:
     assert np.all(layer.mindpet_delta_lora_b.asnumpy() == 1)
     assert layer.adapter_dtype == ms.float16
     assert layer.scaling == 7.5 / 3
-    assert layer.training_scaling == pytest.approx(2 * 7.5 / 3, rel=2e-3)
+    assert layer.dropped.scaling == pytest.approx(2 * 7.5 / 3, rel=2e-3)
     x = np.random.default_rng(0).standard_normal((5, 72)).astype(np.float32)
     layer.set_train(False)
     expected = x @ layer.weight.asnumpy().T + 2.5 * 3 * x.sum(1, keepdims=True)
@@ -240,3 +241,43 @@ def test_dropout_acts_in_training_only_and_moves_on_with_every_pass() -> None:
     logits = [network(Tensor(records(False)[:, :-1]))[0].asnumpy() for _ in range(2)]
     np.testing.assert_array_equal(*logits)
     assert network.dropout_step.asnumpy().tolist() == [2]
+
+
+class Plain(nn.Cell):
+    """The formula of an adapter with dropout, differentiated by MindSpore."""
+
+    def __init__(self, low_rank: DroppedLowRank) -> None:
+        super().__init__()
+        self.low_rank = low_rank
+
+    def construct(self, x: Tensor, a: Tensor, b: Tensor, rows: Tensor) -> Tensor:
+        """As DroppedLowRank."""
+        dropped = x * self.low_rank.dropout.mask(rows)
+        return ops.matmul(ops.matmul(dropped, a.T) * self.low_rank.scaling, b.T)
+
+
+class Weighed(nn.Cell):
+    """A scalar of a cell's output whose gradient differs at every place."""
+
+    def __init__(self, cell: nn.Cell, weights: np.ndarray) -> None:
+        super().__init__()
+        self.cell = cell
+        self.weights = Tensor(weights)
+
+    def construct(self, *inputs: Tensor) -> Tensor:
+        """Weighted sum."""
+        return ops.reduce_sum(self.cell(*inputs) * self.weights)
+
+
+def test_gradient_by_hand_is_that_of_the_formula() -> None:
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal(shape).astype(np.float32) for shape in ((10, 24), (3, 24), (5, 3), (10, 5))]
+    low_rank = DroppedLowRank(Masked(0).drop, 1.7)
+    rows = Tensor(rng.integers(0, POOL_ROWS, 10), ms.int32)
+    results = []
+    for cell in (low_rank, Plain(low_rank)):
+        gradient = ms.value_and_grad(Weighed(cell, arrays[3]), (0, 1, 2))
+        value, gradients = gradient(*map(Tensor, arrays[:3]), rows)
+        results.append([value.asnumpy(), *(g.asnumpy() for g in gradients)])
+    for ours, expected in zip(*results, strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
