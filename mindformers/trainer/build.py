@@ -72,6 +72,10 @@ def build_network(cfg: RunConfig, rank: int = 0) -> nn.Cell:
     Where the config names an adapter (see :func:`~mindformers.trainer.adapters.settle_adapter`), its config is used.
     """
     settle_adapter(cfg, rank)
+    return _settled_network(cfg)
+
+
+def _settled_network(cfg: RunConfig) -> nn.Cell:
     values = cfg.model.config.model_dump() | {"checkpoint_name_or_path": ""}
     network_class = MindFormerRegister.get_cls(MindFormerModuleType.MODELS, cfg.model.arch.type)
     return add_adapters(network_class(LlamaConfig(**values)), cfg)
@@ -124,7 +128,7 @@ def build_training(cfg: RunConfig, layout: OutputLayout, dataset: Any = None, ev
     if resume is not None:
         adopt_base(cfg, resume.manifest)
     progress, stream, manifest = _build_data(cfg, resume, dataset)
-    network = build_network(cfg, layout.rank)
+    network = _settled_network(cfg)
     adapted = has_adapters(network)
     if resume is None or adapted:  # a checkpoint of a run with adapters does not hold the base
         base = load_weights(network, cfg, required=cfg.run_mode == "finetune", rank=layout.rank)

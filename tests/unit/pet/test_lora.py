@@ -192,6 +192,24 @@ def test_the_fingerprint_knows_the_base() -> None:
     assert base_fingerprint(network) != start
 
 
+def test_generation_with_the_cache_equals_the_merged_model() -> None:
+    network = adapted(1, lora_b_init="normal", lora_dropout=0.1, target_modules="w")
+    for parameter in network.trainable_params():
+        parameter.set_data(parameter.value() * 20)
+    merged = LlamaForCausalLM(tiny_config("gqa", num_layers=1))
+    fill(merged)
+    weights = {p.name: p for p in merged.get_parameters()}
+    for path, layer in adapted_layers(network):
+        a, b = layer.mindpet_delta_lora_a.asnumpy(), layer.mindpet_delta_lora_b.asnumpy()
+        weights[f"{path}.weight"].set_data(Tensor(layer.weight.asnumpy() + layer.scaling * b @ a))
+    prompts = [[1, 5, 9], [7, 3, 8, 2, 4]]
+    texts = [
+        [row.tolist() for row in model.set_train(False).generate(prompts, do_sample=False, max_new_tokens=12)]
+        for model in (network, merged, adapted(1))
+    ]
+    assert texts[0] == texts[1] != texts[2]
+
+
 class Masked(nn.Cell):
     """A dropout with its input."""
 
