@@ -63,11 +63,12 @@ class LlamaModel(nn.Cell):
             config.hidden_size, config.rms_norm_eps, to_ms_dtype(config.layernorm_compute_type), fused
         )
 
-    def _spread_mask(self, visible: Tensor) -> Tensor:
-        """bool (B, S, L) -> additive mask (B, K, G*S, L)."""
-        b, s, length = visible.shape
+    def _spread_mask(self, visible: Tensor, b: int) -> Tensor:
+        """bool (B, S, L) or (1, S, L) -> additive mask (B, K, G*S, L), whole: a layer that had to spread it over the
+        batch would keep index lists of four times its size (CPU, see modules/kernels.py)."""
+        shared, s, length = visible.shape
         hidden = ops.cast(ops.logical_not(visible), self.score_dtype) * self.hidden_score
-        hidden = ops.broadcast_to(ops.reshape(hidden, (b, 1, s, length)), (b, self.num_heads, s, length))
+        hidden = ops.broadcast_to(ops.reshape(hidden, (shared, 1, s, length)), (b, self.num_heads, s, length))
         return ops.reshape(hidden, (b, self.num_kv_heads, -1, length))
 
     def construct(
@@ -99,7 +100,7 @@ class LlamaModel(nn.Cell):
             tables = self.rotary_tables.matrices(positions)
         else:
             tables = self.rotary_tables(positions, self.num_heads, self.num_kv_heads)
-        mask = self._spread_mask(visible)
+        mask = self._spread_mask(visible, b)
         if caches is None:
             for layer in self.layers:
                 h = layer(h, tables, mask, b)
