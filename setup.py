@@ -16,6 +16,7 @@ TORCH = "torch==2.13.0"
 CONVERT = [TORCH, "transformers>=4.40"]
 TENSORBOARD = ["tensorboardX>=2.6"]
 QUICKSTART = ["matplotlib>=3.7"]
+SERVE = ["fastapi>=0.115", "uvicorn>=0.30", "prometheus-client>=0.20"]
 # Everything the unit tests and style checks need; tests of parity with torch skip without the extra "test".
 UNIT = [
     "pytest>=8",
@@ -23,9 +24,13 @@ UNIT = [
     "hypothesis>=6.100",
     "ruff>=0.6",
     "codespell[toml]>=2.3",
+    "trustme>=1.1",
+    "pexpect>=4.9",
     "setuptools>=68",
     *QUICKSTART,
     *TENSORBOARD,
+    *SERVE,
+    "openai>=1.40",
 ]
 
 
@@ -42,13 +47,13 @@ class BuildWithConfigs(build_py):
     """Build the modules and put configs/ beside them as mindformers/_configs."""
 
     def run(self) -> None:
-        """Copy the YAML files after the modules; an editable install reads configs/ where it lies."""
+        """Copy the files of configs/ after the modules; an editable install reads configs/ where it lies."""
         super().run()
         if self.editable_mode:
             return
         target = Path(self.build_lib) / "mindformers" / "_configs"
         shutil.rmtree(target, ignore_errors=True)  # a file removed from configs/ must not survive in an old build/
-        for source in sorted((ROOT / "configs").rglob("*.yaml")):
+        for source in sorted(file for kind in ("*.yaml", "*.ini") for file in (ROOT / "configs").rglob(kind)):
             copy = target / source.relative_to(ROOT / "configs")
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, copy)
@@ -63,6 +68,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10,<3.13",
     packages=find_packages(include=["mindformers", "mindformers.*"]),
+    package_data={"mindformers.serve": ["page.html"]},
     cmdclass={"build_py": BuildWithConfigs},
     install_requires=[
         "mindspore==2.10.*",
@@ -73,12 +79,16 @@ setup(
         "pydantic>=2.7,<3",
         "tqdm>=4.66",
         "rich>=13",
+        "requests>=2.32",
+        "urllib3>=2.2",  # read1: reading what has arrived without waiting for more
     ],
     extras_require={
         "convert": CONVERT,
         "eval": ["jieba>=0.42"],
         "tensorboard": TENSORBOARD,
         "quickstart": QUICKSTART,
+        "serve": SERVE,
+        "browser": ["playwright>=1.40"],  # tests/browser; drives a Chromium that is installed already
         "unit": UNIT,
         "test": [*UNIT, *CONVERT, "peft>=0.13"],
         "docs": ["mkdocs>=1.6", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.25"],

@@ -122,16 +122,18 @@ class Worker:
     Args:
         script: file of the benchmark; it is started with ``arguments`` and must call :func:`serve`.
         arguments: its command line.
+        pause: let it stand still until a round is asked for.
     """
 
-    def __init__(self, script: str, arguments: Sequence[str]) -> None:
+    def __init__(self, script: str, arguments: Sequence[str], pause: bool = True) -> None:
         environment = os.environ | {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": str(THREADS)}
         self._process = subprocess.Popen(
             [sys.executable, script, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             env=environment, cwd=REPO,
         )  # fmt: skip
         self.ready = self._answer()
-        self._process.send_signal(signal.SIGSTOP)
+        if pause:
+            self._process.send_signal(signal.SIGSTOP)
 
     def _answer(self) -> dict[str, Any]:
         for line in self._process.stdout:

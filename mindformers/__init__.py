@@ -18,6 +18,7 @@ _MODULES: dict[str, tuple[str, ...]] = {
         "load_config",
         "save_config",
     ),
+    "mindformers.model_zoo": ("MindFormerBook",),
     "mindformers.registry": ("MindFormerModuleType", "MindFormerRegister"),
     "mindformers.tools.logger": ("logger",),
     "mindformers.models.base_tokenizer": ("BaseTokenizer",),

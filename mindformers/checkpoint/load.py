@@ -12,6 +12,7 @@ import mindspore as ms
 import numpy as np
 
 from mindformers.checkpoint.ckpt_index import ckpt_problem
+from mindformers.checkpoint.download import fetch
 from mindformers.checkpoint.foreign import ForeignTensors, foreign_kind, open_foreign
 from mindformers.checkpoint.foreign.arrays import to_tensor
 from mindformers.checkpoint.foreign.detect import foreign_hint
@@ -21,6 +22,7 @@ from mindformers.checkpoint.manifest import damage, read_manifest, scan
 from mindformers.checkpoint.names import is_cache_name, is_weight_name, missing_hint, modern_name, shape_hint
 from mindformers.checkpoint.tied import match_output_layer
 from mindformers.errors import CheckpointError
+from mindformers.model_zoo import known_name
 from mindformers.tools.logger import get_logger
 
 __all__ = [
@@ -210,7 +212,8 @@ def resolve_checkpoint(value: str | Path, rank: int = 0) -> Path:
 
     Args:
         value: a file; a folder of checkpoint files; a folder with ``rank_N`` folders; an output folder of
-            a run; or a folder in the layout of Hugging Face or Meta.
+            a run; a folder in the layout of Hugging Face or Meta; or, when nothing of that name is on disk, the name of
+            a model whose weights are published.
         rank: whose ``rank_N`` folder to look into.
 
     Returns:
@@ -218,9 +221,11 @@ def resolve_checkpoint(value: str | Path, rank: int = 0) -> Path:
         returned as it is: :func:`read_checkpoint` takes it.
 
     Raises:
-        CheckpointError: nothing there; the message lists what is there and the nearest name.
+        CheckpointError: nothing there (the message lists what is there and the nearest name), or a download failed.
     """
     path = Path(value).expanduser()
+    if not path.exists() and known_name(value):
+        return fetch(str(value), "checkpoint")
     if not path.is_dir():
         return _existing_file(path)
     kind = foreign_kind(path)

@@ -25,6 +25,9 @@ TABLE: dict[str, tuple[str, str, str]] = {
     "ls": ("list the shipped configs", "configs", "LS"),
     "validate": ("check YAML files; exit code 2 when one has a problem", "configs", "VALIDATE"),
     "show": ("print a config with everything it inherits", "configs", "SHOW"),
+    "serve": ("serve a model: OpenAI-compatible HTTP API and a chat page", "serve", "SERVE"),
+    "chat": ("talk to a model in the terminal", "chat", "CHAT"),
+    "download": ("bring the published files of a model, or say where they lie", "download", "DOWNLOAD"),
     "cp": ("copy a config, complete, to a file of your own", "configs", "CP"),
 }
 

@@ -8,8 +8,10 @@ from typing import Any
 
 from mindspore import nn
 
+from mindformers.checkpoint.download import fetch
 from mindformers.config import RunConfig
-from mindformers.errors import ConfigError, DataError
+from mindformers.errors import CheckpointError, ConfigError, DataError
+from mindformers.model_zoo import known_name
 from mindformers.registry import MindFormerModuleType, MindFormerRegister
 from mindformers.tools.logger import get_logger
 
@@ -19,18 +21,25 @@ RESULT_KEY = "text_generation_text"
 
 
 def build_tokenizer(cfg: RunConfig) -> Any:
-    """The tokenizer of ``processor.tokenizer``.
+    """The tokenizer of ``processor.tokenizer``; without a vocab_file, with the one published for trainer.model_name.
 
     Raises:
-        ConfigError: the section or its vocab_file is missing.
+        ConfigError: the section or its vocab_file is missing, and nothing could be downloaded.
     """
     section = cfg.processor.tokenizer if cfg.processor else None
     options = section.options() if section else {}
-    if not options.get("vocab_file"):
-        raise ConfigError(
+    if section is None or not options.get("vocab_file"):
+        needed = (
             "processor.tokenizer.vocab_file is not set: give the path of tokenizer.model, for example "
             "--processor.tokenizer.vocab_file path/to/tokenizer.model"
         )
+        name = known_name(cfg.trainer.model_name)
+        if section is None or name is None:
+            raise ConfigError(needed)
+        try:
+            options["vocab_file"] = str(fetch(name, "tokenizer"))
+        except CheckpointError as error:
+            raise ConfigError(f"{needed}\n{error}") from error
     return MindFormerRegister.get_instance_from_cfg({"type": section.type, **options}, MindFormerModuleType.TOKENIZER)
 
 

@@ -45,6 +45,28 @@ def test_config_commands_name_real_files():
             assert find_config(names[0]).is_file()
 
 
+def test_conversion_commands_fit_the_parser():
+    from mindformers.models.llama.convert_weight import build_parser, check_arguments
+
+    examples = commands("python mindformers/models/llama/convert_weight.py")
+    assert len(examples) >= 5
+    for words in examples:
+        check_arguments(build_parser().parse_args(words))
+
+
+def test_table_of_weight_names_is_that_of_the_code():
+    from mindformers.checkpoint.foreign.table import TABLE
+
+    letters = {"vocab_size": "V", "hidden_size": "H", "intermediate_size": "F", "n_kv_heads * head_dim": "K"}
+    rows = [
+        f"| `{entry.ours}` | `{entry.huggingface}` | `{entry.meta}` | "
+        f"{', '.join(letters[axis] for axis in entry.axes)} | {'-' if entry.split is None else entry.split} |"
+        for entry in TABLE
+    ]
+    text = (REPO / "docs" / "weights.md").read_text(encoding="utf-8")
+    assert "\n".join(rows) in text
+
+
 def test_commands_run_files_that_exist():
     examples = commands("python ") + commands("bash ")
     assert examples

@@ -46,6 +46,7 @@ ROWS = {
     "mindformers.inference": 6,
     "mindformers.trainer": 7,
     "mindformers.simulate": 8,
+    "mindformers.serve": 8,
     "mindformers.commands": 8,
     "mindformers.__main__": 8,
 }
@@ -242,9 +243,10 @@ def test_config_imports_without_mindspore():
 def test_configs_travel_in_the_build(tmp_path):
     words = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", str(tmp_path)]
     subprocess.run(words, cwd=REPO, check=True, capture_output=True, timeout=900)
-    shipped = {path.relative_to(REPO / "configs") for path in (REPO / "configs").rglob("*.yaml")}
+    shipped = {path.relative_to(REPO / "configs") for path in (REPO / "configs").rglob("*.*")}
     assert shipped
     built = tmp_path / "mindformers" / "_configs"
     assert {path.relative_to(built) for path in built.rglob("*") if path.is_file()} == shipped
+    assert (tmp_path / "mindformers" / "serve" / "page.html").is_file()
     modules = {path.relative_to(REPO) for path in PACKAGE.rglob("*.py")}
     assert {path.relative_to(tmp_path) for path in tmp_path.rglob("*.py")} == modules

@@ -6,6 +6,7 @@ records ``data/0``, ``data/1``, ... with their bytes, each at a multiple of 64 s
 (``torch/serialization.py``, ``caffe2/serialize/inline_container.h``).
 """
 
+import contextlib
 import io
 import os
 import pickle
@@ -101,4 +102,10 @@ class TorchWriter:
         self._zip.close()
         self._file.flush()
         os.fsync(self._file.fileno())
+        self._file.close()
+
+    def close(self) -> None:
+        """Let go of the file, complete or not."""
+        with contextlib.suppress(OSError, ValueError):  # of a file that stays incomplete and is removed
+            self._zip.close()
         self._file.close()

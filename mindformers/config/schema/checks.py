@@ -182,7 +182,8 @@ def launch_findings(cfg: "RunConfig") -> Iterator[Finding]:
         (f"{_MODEL}.checkpoint_name_or_path", cfg.model.config.checkpoint_name_or_path),
         ("src_strategy_path_or_dir", cfg.src_strategy_path_or_dir),
     ):
-        if path and (os.sep in path or Path(path).suffix in (".ckpt", ".safetensors")):
+        named = not path or path.startswith("mindspore/")  # old prefix of a model's name, see model_zoo
+        if not named and (os.sep in path or Path(path).suffix in (".ckpt", ".safetensors")):
             yield from _path(key, path)
 
 

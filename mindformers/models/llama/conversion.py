@@ -6,8 +6,9 @@ The command is ``convert_weight``; the names come from ``checkpoint/foreign/tabl
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -146,6 +147,16 @@ class Checked:
         """The value in the type that is wanted."""
         return cast(self.weights.raw(self._origin(name)), self.dtype, name)
 
+    def values(self, plan: Sequence[Planned]) -> Iterator[tuple[Planned, Raw]]:
+        """The values of a plan in its order; the next one is read while the caller writes the last."""
+        with ThreadPoolExecutor(1) as reader:
+            ahead = reader.submit(self.raw, plan[0].name)
+            for place, item in enumerate(plan, 1):
+                value = ahead.result()
+                if place < len(plan):
+                    ahead = reader.submit(self.raw, plan[place].name)
+                yield item, value
+
 
 def check_weights(weights: Weights, config: LlamaConfig, dtype: str | None = None) -> Checked:
     """Compare every name and shape with the config, before anything is written.
@@ -201,8 +212,8 @@ def write_ours(checked: Checked, path: Path, fmt: str) -> int:
     """
     plan = checked.plan(head=not checked.config.tie_word_embeddings)
     with _progress(plan, path.name) as advance, CheckpointStream(path, plan, fmt) as stream:
-        for item in plan:
-            stream.add(item, checked.raw(item.name))
+        for item, value in checked.values(plan):
+            stream.add(item, value)
             advance(item.nbytes)
     return len(plan)
 
@@ -279,12 +290,13 @@ def write_hf(checked: Checked, folder: Path, max_shard_size: int, overwrite: boo
     total = sum(item.nbytes for item in plan)
     with new_folder(folder, total, overwrite) as temp, _progress(plan, folder.name) as advance:
         index = {}
+        values = checked.values(plan)
         for number, shard in enumerate(shards, 1):
             name = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
             theirs = [item._replace(name=foreign_name(item.name, "huggingface")) for item in shard]
             writer = SafetensorsWriter(temp / name, theirs, {"format": "pt"})
-            for ours, item in zip(shard, theirs, strict=True):
-                writer.add(item, checked.raw(ours.name))
+            for item in theirs:
+                writer.add(item, next(values)[1])
                 index[item.name] = name
                 advance(item.nbytes)
             writer.finish()
@@ -328,10 +340,16 @@ def write_meta(checked: Checked, folder: Path, num_shards: int = 1, overwrite: b
     params = meta_params_dict(config)
     parts = [_meta_part(item, num_shards) for item in plan]
     needed = num_shards * sum(nbytes(shape, dtype) for _, shape, dtype in parts)
-    with new_folder(folder, needed, overwrite) as temp, _progress(plan, folder.name) as advance:
+    with (
+        new_folder(folder, needed, overwrite) as temp,
+        _progress(plan, folder.name) as advance,
+        ExitStack() as unfinished,
+    ):
         writers = [TorchWriter(temp / f"consolidated.{number:02d}.pth", parts) for number in range(num_shards)]
-        for item in plan:
-            entry, value = entry_of(item.name), checked.raw(item.name)
+        for writer in writers:
+            unfinished.callback(writer.close)
+        for item, value in checked.values(plan):
+            entry = entry_of(item.name)
             data = permute(value.data, heads[entry.heads], to_meta=True) if entry.heads else value.data
             pieces = [data] * num_shards if entry.split is None else np.split(data, num_shards, axis=entry.split)
             for writer, piece in zip(writers, pieces, strict=True):

@@ -82,7 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _check_arguments(args: argparse.Namespace) -> None:
+def check_arguments(args: argparse.Namespace) -> None:
     """Combinations that mean nothing, all at once."""
     problems = []
     outputs = [args.to_hf, args.to_meta]
@@ -95,12 +95,8 @@ def _check_arguments(args: argparse.Namespace) -> None:
     if not (args.torch_ckpt_dir or args.pre_ckpt_path or args.mindspore_ckpt_path):
         problems.append("no source: give --torch_ckpt_dir DIR, or --mindspore_ckpt_path FILE")
     elif not args.pre_ckpt_path and not any(outputs) and not (args.torch_ckpt_dir and args.mindspore_ckpt_path):
-        what = (
-            "--mindspore_ckpt_path FILE, --to_hf DIR or --to_meta DIR"
-            if args.torch_ckpt_dir
-            else "--to_hf or --to_meta"
-        )
-        problems.append(f"no result: give {what}")
+        ours = "--mindspore_ckpt_path FILE, " if args.torch_ckpt_dir else ""
+        problems.append(f"no result: give {ours}--to_hf DIR or --to_meta DIR")
     if args.shards and not args.to_meta:
         problems.append("--shards belongs to --to_meta")
     if args.max_shard_size and not args.to_hf:
@@ -250,7 +246,7 @@ def _describe(weights: Weights, config: LlamaConfig) -> str:
 def main(argv: list[str] | None = None) -> int:
     """The command; prints what was read, written and compared."""
     args: Any = build_parser().parse_args(argv)
-    _check_arguments(args)
+    check_arguments(args)
     weights, config, folder = _open_source(args)
     if args.dtype:
         config.param_init_type = config.compute_dtype = args.dtype

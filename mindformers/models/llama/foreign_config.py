@@ -75,7 +75,8 @@ def llama_config_from(path: str | Path, weights: ForeignTensors | None = None, *
             raise CheckpointError(f"{path}: no {HF_CONFIG} beside it, which says how many heads the model has")
         fields = _fields_of_hf(read_json(source), source)
         if "param_init_type" not in fields:
-            fields |= _dtypes((weights or open_foreign(path)).dtype(EMBEDDING), str(path))
+            opened = weights or open_foreign(path if foreign_kind(path) else folder)
+            fields |= _dtypes(opened.dtype(EMBEDDING), str(path))
         if (folder / GENERATION).is_file():
             values = read_json(folder / GENERATION)
             named = {ours: values.get(theirs) for theirs, ours in _GENERATION_FIELDS.items()}
@@ -155,7 +156,7 @@ def _fields_of_meta(params: Mapping[str, Any], weights: ForeignTensors) -> dict[
     said = params.get("vocab_size", -1)
     if said not in (-1, vocab):
         raise CheckpointError(f"{weights.path}: {META_PARAMS} says vocab_size {said}, the embedding has {vocab} rows")
-    length = params.get("max_seq_len") or META_CONTEXT
+
     fields = {
         "hidden_size": params["dim"],
         "num_layers": params["n_layers"],
@@ -166,8 +167,8 @@ def _fields_of_meta(params: Mapping[str, Any], weights: ForeignTensors) -> dict[
         "ffn_dim_multiplier": params.get("ffn_dim_multiplier"),
         "rms_norm_eps": params.get("norm_eps", 1e-5),
         "rope_theta": params.get("rope_theta") or 10000.0,
-        "seq_length": length,
-        "pretrain_seqlen": length,
+        "seq_length": META_CONTEXT,
+        "pretrain_seqlen": META_CONTEXT,
         "tie_word_embeddings": HEAD not in weights,
     }
     if params.get("multiple_of"):

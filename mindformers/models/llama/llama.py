@@ -87,7 +87,8 @@ class LlamaModel(nn.Cell):
             positions: int32 (B, S), for the rotary embedding and the cache.
             visible: bool (B, S, S), or (B, S, L) when ``read``: which keys each position may see.
             input_embeds: (B, S, H) in place of the embedding of tokens.
-            caches: key caches, value caches (one (B*K*L, D) parameter per layer each) and L; they are written.
+            caches: key caches, value caches (one (B*K*L, D) parameter per layer each) and L; they are written. A fourth
+                item, int32 (1,), is the first row to write when the caches hold more sequences than this call.
             read: S = 1, attending to the caches instead of among the given positions.
 
         Returns:
@@ -105,8 +106,10 @@ class LlamaModel(nn.Cell):
             for layer in self.layers:
                 h = layer(h, tables, mask, b)
         else:
-            keys, values, length = caches
+            keys, values, length = caches[:3]
             rows = cache_rows(positions, self.num_kv_heads, length)
+            if len(caches) == 4:
+                rows = rows + caches[3]
             for i, layer in enumerate(self.layers):
                 h = layer(h, tables, mask, b, (keys[i], values[i], rows), read)
         return self.norm_out(h)
@@ -229,7 +232,7 @@ class LlamaForCausalLM(nn.Cell, GeneratorMixin):
         Args:
             tokens: int32 (B, S), padded on the right.
             valid_length: int32 (B,), tokens of each prompt.
-            caches: key caches, value caches, L (see LlamaModel).
+            caches: key caches, value caches, L and perhaps the first row (see LlamaModel).
 
         Returns:
             (B, V) fp32 logits of the token after each prompt.
