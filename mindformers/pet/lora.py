@@ -44,7 +44,7 @@ class DroppedLowRank(nn.Cell):
 
     def bprop(self, x: Tensor, a: Tensor, b: Tensor, rows: Tensor, out: Tensor, dout: Tensor) -> tuple:
         """Gradients of x, A and B; zeros for the rows."""
-        dropped, mask = self._dropped(x, rows)
+        dropped, mask = self._dropped(x, ops.depend(rows, dout))  # else the forward pass's would be kept until now
         low = self.right(dropped, a) * self.scaling  # (T, rank)
         dlow = self.plain(dout, b) * self.scaling
         dx = self.mul(self.plain(dlow, a), mask)
