@@ -93,7 +93,7 @@ setup(
         "serve": SERVE,
         "browser": ["playwright>=1.40"],  # tests/browser; drives a Chromium that is installed already
         "unit": UNIT,
-        "test": [*UNIT, *CONVERT, *EVAL],
+        "test": [*UNIT, *CONVERT, *EVAL, "peft>=0.13"],
         "docs": ["mkdocs>=1.6", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.25"],
     },
     entry_points={"console_scripts": ["mindformers = mindformers.__main__:cli"]},

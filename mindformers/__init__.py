@@ -67,6 +67,7 @@ _MODULES: dict[str, tuple[str, ...]] = {
         "TopKLogitsWarper",
         "TopPLogitsWarper",
     ),
+    "mindformers.pet": ("LoRADense", "LoraConfig", "get_pet_model"),
     "mindformers.inference": ("InferConfig", "InferTask", "get_mslite_pipeline"),
     "mindformers.trainer": ("Trainer",),
 }

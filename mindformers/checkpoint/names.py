@@ -30,6 +30,7 @@ _STATE_NAMES = frozenset(
         "last_overflow_iterator_step",
         "current_step",
         "good_steps",
+        "dropout_step",
     )
 )
 _CACHE_SUFFIXES = (".key_past", ".value_past")
@@ -87,7 +88,7 @@ def missing_hint(missing: list[str], given: list[str]) -> str:
     if missing == [HEAD]:
         return "without an output layer of its own the checkpoint fits a model with tie_word_embeddings True"
     if all("mindpet_delta" in name for name in missing):
-        return "only LoRA weights are missing: a base checkpoint needs load_checkpoint_strict False"
+        return "only LoRA weights are missing: name the adapter with --adapter_checkpoint"
     if all(re.search(r"\.layers\.\d+\.", name) for name in missing) and not given:
         return "whole layers are missing: check num_layers of the model"
     return _near_hint(missing, given)

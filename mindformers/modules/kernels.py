@@ -111,7 +111,8 @@ class PlainAttention(nn.Cell):
     def bprop(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, out: Tensor, dout: Tensor) -> tuple:
         """Gradients of q, k, v; zeros for the mask."""
         b, h, rows, d = q.shape
-        p = self._probabilities(q, k, mask)
+        # without this the probabilities would be those of the forward pass, kept until now
+        p = self._probabilities(ops.depend(q, dout), k, mask)
         dv = self.grad_transposed(ops.cast(p, q.dtype), dout)
         row = ops.reshape(ops.cast(dout, ms.float32) * ops.cast(out, ms.float32), (b * h * rows, d))
         delta = ops.cast(ops.reshape(self.row_sum(row, self.column), (b, h, rows, 1)), q.dtype)

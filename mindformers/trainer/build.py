@@ -12,6 +12,7 @@ from mindformers.checkpoint.agree import common_step, complete_steps, saving_opt
 from mindformers.checkpoint.layout import OutputLayout
 from mindformers.checkpoint.load import load_into, read_checkpoint, resolve_checkpoint
 from mindformers.checkpoint.manifest import flatten_config
+from mindformers.checkpoint.names import is_weight_name, modern_name
 from mindformers.checkpoint.resume import ResumePoint, find_resume, rank_folder, restore, resume_at
 from mindformers.config import RunConfig
 from mindformers.core.callback import CheckpointMonitor, EvalCallBack, MFLossMonitor, ObsMonitor, ProfileMonitor
@@ -29,8 +30,19 @@ from mindformers.dataset.order import steps_per_epoch
 from mindformers.errors import CheckpointError, ConfigError
 from mindformers.models.llama.llama_config import LlamaConfig
 from mindformers.models.llama.llama_parallel import apply_recompute
+from mindformers.pet.adapter import ADAPTER_PATTERN, is_adapter_name
+from mindformers.pet.adapter_file import MANIFEST_KEY, describe_adapter
 from mindformers.registry import MindFormerModuleType, MindFormerRegister
 from mindformers.tools.logger import get_logger
+from mindformers.trainer.adapters import (
+    add_adapters,
+    adopt_base,
+    check_base,
+    has_adapters,
+    load_adapter,
+    resume_source,
+    settle_adapter,
+)
 from mindformers.trainer.evaluate import EvalCell, evaluate, try_evaluation
 from mindformers.wrapper import MFTrainOneStepCell
 
@@ -60,11 +72,19 @@ class TrainTask:
     eval_cell: EvalCell | None = None
 
 
-def build_network(cfg: RunConfig) -> nn.Cell:
-    """The network of ``model.arch`` with ``model.model_config``; no weights are loaded."""
+def build_network(cfg: RunConfig, rank: int = 0) -> nn.Cell:
+    """The network of ``model.arch`` with ``model.model_config``, adapters included; no weights are loaded.
+
+    Where the config names an adapter (see :func:`~mindformers.trainer.adapters.settle_adapter`), its config is used.
+    """
+    settle_adapter(cfg, rank)
+    return _settled_network(cfg)
+
+
+def _settled_network(cfg: RunConfig) -> nn.Cell:
     values = cfg.model.config.model_dump() | {"checkpoint_name_or_path": ""}
     network_class = MindFormerRegister.get_cls(MindFormerModuleType.MODELS, cfg.model.arch.type)
-    return network_class(LlamaConfig(**values))
+    return add_adapters(network_class(LlamaConfig(**values)), cfg)
 
 
 def load_weights(network: nn.Cell, cfg: RunConfig, *, required: bool, rank: int = 0) -> Path | None:
@@ -77,8 +97,10 @@ def load_weights(network: nn.Cell, cfg: RunConfig, *, required: bool, rank: int 
         rank: this process.
 
     Returns:
-        The file, or None for random weights.
+        The file, or None for random weights. With adapters it is the base's, and the adapter is loaded as well.
     """
+    adapted = has_adapters(network)
+    required = required or adapted  # an adapter of random weights is of no use
     source = cfg.load_checkpoint or (cfg.model.config.checkpoint_name_or_path if required else "")
     if not source:
         if required:
@@ -88,8 +110,13 @@ def load_weights(network: nn.Cell, cfg: RunConfig, *, required: bool, rank: int 
         logger.info("no load_checkpoint: the weights start from random values (seed %d)", cfg.seed)
         return None
     path = resolve_checkpoint(source, rank)
-    load_into(network, read_checkpoint(path), strict=cfg.load_checkpoint_strict)
+    params = read_checkpoint(path)
+    alone = cfg.adapter_checkpoint or not any(is_adapter_name(modern_name(name)) for name in params)
+    ignore = (ADAPTER_PATTERN,) if adapted and alone else ()
+    load_into(network, params, strict=cfg.load_checkpoint_strict, ignore=ignore)
     logger.info("weights loaded from %s", path)
+    if adapted:
+        load_adapter(network, cfg, map(modern_name, params), rank)
     return path
 
 
@@ -102,11 +129,17 @@ def build_training(cfg: RunConfig, layout: OutputLayout, dataset: Any = None, ev
         dataset: a MindSpore dataset of batches to use in place of ``train_dataset``.
         eval_dataset: the same for the evaluations that ``do_eval`` asks for.
     """
+    settle_adapter(cfg, layout.rank)
     resume = _find_resume(cfg, layout) if cfg.resume_training else None
+    if resume is not None:
+        adopt_base(cfg, resume.manifest)
     progress, stream, manifest = _build_data(cfg, resume, dataset)
-    network = build_network(cfg)
-    if resume is None:
-        load_weights(network, cfg, required=cfg.run_mode == "finetune", rank=layout.rank)
+    network = _settled_network(cfg)
+    adapted = has_adapters(network)
+    if resume is None or adapted:  # a checkpoint of a run with adapters does not hold the base
+        base = load_weights(network, cfg, required=cfg.run_mode == "finetune", rank=layout.rank)
+    if adapted:
+        manifest[MANIFEST_KEY] = describe_adapter(network, cfg.model.config.pet_config, base)
     network.set_train(True)
     apply_recompute(network, cfg.recompute_config)
     optimizer = build_optimizer(cfg, network, progress)
@@ -122,6 +155,8 @@ def build_training(cfg: RunConfig, layout: OutputLayout, dataset: Any = None, ev
     )
     cell.set_train(True)
     if resume is not None:
+        if adapted:
+            check_base(network, resume.manifest)
         restore(train_state(cell), resume, manifest)
     callbacks = build_callbacks(cfg, progress, layout, cell, manifest, resume)
     eval_cell = EvalCell(network) if cfg.do_eval else None
@@ -133,7 +168,7 @@ def build_training(cfg: RunConfig, layout: OutputLayout, dataset: Any = None, ev
 
 def _find_resume(cfg: RunConfig, layout: OutputLayout) -> ResumePoint:
     """The checkpoint to go on from; with several ranks, that of the newest step which all of them have."""
-    where, prefix = cfg.load_checkpoint or layout, saving_options(cfg)[0]
+    where, prefix = resume_source(cfg, layout), saving_options(cfg)[0]
     rank, ranks = data_parallel_ranks()
     if ranks == 1 or (isinstance(where, str) and Path(where).is_file()):
         return find_resume(where, prefix, layout.rank)
@@ -216,6 +251,7 @@ def _settings(cfg: RunConfig) -> dict[str, Any]:
     passing = (
         "resume_training",
         "load_checkpoint",
+        "adapter_checkpoint",
         "output_dir",
         "callbacks",
         "context",
@@ -257,8 +293,17 @@ def train_state(cell: nn.Cell) -> dict[str, ms.Parameter]:
     """What a checkpoint holds: weights, moments, counters, loss scale.
 
     Accumulated gradients are left out: a checkpoint is taken between optimizer steps, where they count for nothing.
+    So is the frozen base of adapters, see :func:`frozen_weights`.
     """
-    return {p.name: p for p in cell.get_parameters() if not p.name.startswith("accu_")}
+    frozen = frozen_weights(cell)
+    return {p.name: p for p in cell.get_parameters() if not p.name.startswith("accu_") and p.name not in frozen}
+
+
+def frozen_weights(cell: nn.Cell) -> dict[str, ms.Parameter]:
+    """The base under the adapters of a network, which no training step changes; empty without adapters."""
+    if not has_adapters(cell):
+        return {}
+    return {p.name: p for p in cell.get_parameters() if is_weight_name(p.name) and not p.requires_grad}
 
 
 def build_callbacks(
@@ -279,7 +324,9 @@ def build_callbacks(
     monitors = [c for c in callbacks if isinstance(c, CheckpointMonitor)]
     for callback in callbacks:
         if isinstance(callback, CheckpointMonitor):
-            callback.bind(progress, layout, lambda: train_state(cell), manifest, resume and resume.path)
+            callback.bind(
+                progress, layout, lambda: train_state(cell), manifest, resume and resume.path, frozen_weights(cell)
+            )
         elif isinstance(callback, MFLossMonitor):
             callback.bind(progress, layout.metrics_file, lambda: _last_saved(monitors), rank=layout.rank)
         elif isinstance(callback, ProfileMonitor):

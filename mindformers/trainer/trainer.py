@@ -70,7 +70,7 @@ class Trainer:
     def _trained_network(self) -> nn.Cell:
         layout = self._start()
         if self._network is None:
-            network = build_network(self.config)
+            network = build_network(self.config, layout.rank)
             load_weights(network, self.config, required=True, rank=layout.rank)
             self._network = network
         self._network.set_train(False)

@@ -73,6 +73,8 @@ class MFTrainOneStepCell(nn.Cell):
         self.reducer = reducer
         self.ranks = 1 if reducer is None else reducer.ranks
         self.dynamic_scale = scale_sense if isinstance(scale_sense, nn.Cell) else None
+        self.dropout_step = getattr(network, "dropout_step", None)  # passes so far, see pet/dropout.py
+        self.one_pass = Tensor([1], ms.int32)
         start = self.dynamic_scale.get_loss_scale() if self.dynamic_scale else float(scale_sense)
         self.scale_sense = Parameter(Tensor(start, ms.float32), name="scale_sense", requires_grad=False)
         if accumulation == 1 and reducer is None:
@@ -111,7 +113,7 @@ class MFTrainOneStepCell(nn.Cell):
         if self.accumulation == 1:
             scale = self.scale_sense.value()
             scaled, grads = self.grad_fn(batch, scale)
-            loss = scaled / scale
+            loss = self._count_pass(scaled / scale, grads)
             overflow, norm, lr = self._update(grads, 1.0 / scale)
             return loss, overflow, scale, lr, norm
         return self._accumulate(batch)
@@ -119,7 +121,8 @@ class MFTrainOneStepCell(nn.Cell):
     def _reduce(self, batch: tuple) -> tuple:
         scale = self.scale_sense.value()
         (scaled, count), grads = self.grad_fn(batch, scale)
-        total, tokens = self.reducer.sums(scaled / scale * self._capacity(batch), count)
+        total = self._count_pass(scaled / scale * self._capacity(batch), grads)
+        total, tokens = self.reducer.sums(total, count)
         safe_tokens = ops.maximum(tokens, Tensor(1.0, ms.float32))
         overflow, norm, lr = self._update(self.reducer(grads), self._capacity(batch) / (safe_tokens * scale))
         return total / safe_tokens, overflow, scale, lr, norm
@@ -127,7 +130,7 @@ class MFTrainOneStepCell(nn.Cell):
     def _accumulate(self, batch: tuple) -> tuple:
         scale = self.scale_sense.value()
         (scaled, count), grads = self.grad_fn(batch, scale)
-        total = scaled / scale * self._capacity(batch)
+        total = self._count_pass(scaled / scale * self._capacity(batch), grads)
         if self.accu_step == 0:
             self.hyper_map(_store, self.accu_grads, grads)
             ops.assign(self.accu_loss, total)
@@ -151,6 +154,12 @@ class MFTrainOneStepCell(nn.Cell):
         else:
             ops.assign(self.accu_step, step)
         return loss_sum / safe_tokens, overflow, scale, lr, norm
+
+    def _count_pass(self, value: Tensor, grads: tuple) -> Tensor:
+        """Advance the network's dropout, if it has one, when the gradients are there; gives ``value``."""
+        if self.dropout_step is None:
+            return value
+        return ops.depend(value, ops.assign_add(self.dropout_step, ops.depend(self.one_pass, grads)))
 
     def _update(self, grads: tuple, factor: Tensor) -> tuple:
         """Apply ``grads * factor`` unless they are not finite; gives overflow, norm and learning rate."""

@@ -42,8 +42,12 @@ class CheckpointMonitor(Component):
     checkpoint_format: Literal["ckpt", "safetensors"] = Field("ckpt", description="Format of the files.")
     integrated_save: bool = Field(True, description="Join sliced weights before saving; off in (semi-)auto parallel.")
     async_save: bool = Field(False, description="Write in the background.")
-    save_network_params: bool = Field(True, description="Also keep one file with the weights alone.")
-    save_trainable_params: bool = Field(False, description="Also keep one file with the trainable weights (LoRA).")
+    save_network_params: bool | None = Field(
+        None, description="Also keep one file with the weights alone; if absent, True, but False with pet_config."
+    )
+    save_trainable_params: bool | None = Field(
+        None, description="Also keep one file with the trainable weights; if absent, False, but True with pet_config."
+    )
     exception_save: bool = Field(False, description="Save when training stops by an error.")
 
 

@@ -26,7 +26,7 @@ def run_findings(cfg: "RunConfig") -> Iterator[Finding]:
 
 
 def _run_mode(cfg: "RunConfig") -> Iterator[Finding]:
-    weights = cfg.load_checkpoint or cfg.model.config.checkpoint_name_or_path
+    weights = cfg.load_checkpoint or cfg.adapter_checkpoint or cfg.model.config.checkpoint_name_or_path
     if cfg.run_mode == "finetune" and not weights and not cfg.resume_training:
         message = f"run_mode finetune needs weights to start from; give it, or {_MODEL}.checkpoint_name_or_path"
         yield Finding("load_checkpoint", message, (f"{_MODEL}.checkpoint_name_or_path", "run_mode"))
@@ -189,6 +189,7 @@ def launch_findings(cfg: "RunConfig") -> Iterator[Finding]:
         yield from _path("metric.answers_file", answers_file, ("metric",))
     for key, path in (
         ("load_checkpoint", cfg.load_checkpoint),
+        ("adapter_checkpoint", cfg.adapter_checkpoint),
         (f"{_MODEL}.checkpoint_name_or_path", cfg.model.config.checkpoint_name_or_path),
         ("src_strategy_path_or_dir", cfg.src_strategy_path_or_dir),
     ):

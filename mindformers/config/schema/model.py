@@ -19,6 +19,7 @@ from mindformers.config.schema.base import (
     inert,
 )
 from mindformers.config.schema.parallel import TransformerOpParallelConfig
+from mindformers.tools.utils import did_you_mean
 
 
 def _null_is_none_text(value: Any) -> Any:
@@ -28,6 +29,12 @@ def _null_is_none_text(value: Any) -> Any:
 ExtendMethod = Annotated[Literal["None", "PI", "NTK"], BeforeValidator(_null_is_none_text)]
 
 
+LORA_INITS = (
+    "normal", "zero", "zeros", "one", "ones", "uniform", "he_uniform", "he_normal", "xavier_uniform",
+    "xavier_normal", "truncatednormal",
+)  # fmt: skip
+
+
 class LoraSection(Section):
     """Key ``model.model_config.pet_config``: low-rank adapters."""
 
@@ -35,14 +42,23 @@ class LoraSection(Section):
     lora_rank: PositiveInt = Field(8, description="Rank of the two adapter matrices.")
     lora_alpha: PositiveFloat = Field(16, description="Scale: the adapter's output is multiplied by alpha / rank.")
     lora_dropout: Fraction = Field(0.01, description="Share of the adapter's inputs dropped in training.")
-    lora_a_init: str = Field("normal", description="Initializer of matrix A.")
+    lora_a_init: str = Field(
+        "normal", description="Initializer of matrix A: " + ", ".join(LORA_INITS) + "; he_uniform is PEFT's."
+    )
     lora_b_init: str = Field("zero", description="Initializer of matrix B; zero starts from the base model.")
     param_init_type: Dtype = Field("float16", description="Type the adapter matrices are kept in.")
     compute_dtype: Dtype = Field("float16", description="Type the adapter computes in.")
-    target_modules: str | None = Field(
-        None, description="Regular expression, matched from the start, for the layers that get an adapter."
+    target_modules: str = Field(
+        ".*wq|.*wk|.*wv|.*wo",
+        min_length=1,
+        description="Regular expression for the layers that get an adapter, matched from the start with the last part "
+        "of their name: wq, wk, wv, wo, w1, w2, w3.",
     )
-    exclude_layers: str | list[str] | None = Field(None, description="Regular expressions of layers left alone.")
+    exclude_layers: str | list[str] | None = Field(
+        None,
+        description="Regular expressions of layers left alone, matched from the start with the last part of the name "
+        "or with the whole path (model.layers.0.attention.wq).",
+    )
 
     @field_validator("target_modules", "exclude_layers")
     @classmethod
@@ -52,6 +68,25 @@ class LoraSection(Section):
                 re.compile(pattern)
             except re.error as error:
                 raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
+        return value
+
+    @field_validator("target_modules", mode="before")
+    @classmethod
+    def _default_targets(cls, value: Any) -> Any:
+        return cls.model_fields["target_modules"].default if value is None else value
+
+    @field_validator("lora_a_init", "lora_b_init")
+    @classmethod
+    def _is_initializer(cls, value: str) -> str:
+        if value.lower() not in LORA_INITS:
+            raise ValueError(f"{value!r} is no initializer.{did_you_mean(value, LORA_INITS)}")
+        return value.lower()
+
+    @field_validator("lora_dropout")
+    @classmethod
+    def _keeps_something(cls, value: float) -> float:
+        if value >= 1:
+            raise ValueError(f"{value} would drop everything the adapter sees; allowed: 0 up to, not including, 1")
         return value
 
 

@@ -49,6 +49,9 @@ class RunConfig(Section):
     load_checkpoint: str | None = Field(
         "", description="Weights to start from: a file, a folder with rank_N folders, or a known name."
     )
+    adapter_checkpoint: str | None = Field(
+        "", description="LoRA adapter on top of load_checkpoint: a file, an output folder, or a folder of PEFT."
+    )
     load_checkpoint_strict: bool = Field(True, description="A weight missing in load_checkpoint is an error.")
     src_strategy_path_or_dir: str | None = Field(
         "", description="Strategy file or folder that load_checkpoint was sliced with, for auto_trans_ckpt."

@@ -42,8 +42,9 @@ class CheckpointMonitor(Callback):
         integrated_save: accepted for old files; every rank always saves its own slices.
         async_save: write in a background thread, from a private copy in host memory.
         save_network_params: also write the bare weights to ``checkpoint_network/``, replacing the ones
-            before.
-        save_trainable_params: also write the trainable weights to ``checkpoint_trainable/`` (LoRA).
+            before; None means True, but False in a run with adapters.
+        save_trainable_params: also write the trainable weights to ``checkpoint_trainable/``; None means False,
+            but True in a run with adapters.
         checkpoint_format: ``ckpt`` or ``safetensors``.
         exception_save: when the run stops by an exception between two steps, save the state it leaves.
 
@@ -59,8 +60,8 @@ class CheckpointMonitor(Callback):
         keep_checkpoint_max: int = 5,
         integrated_save: bool = False,
         async_save: bool = False,
-        save_network_params: bool = True,
-        save_trainable_params: bool = False,
+        save_network_params: bool | None = None,
+        save_trainable_params: bool | None = None,
         checkpoint_format: str = "ckpt",
         exception_save: bool = False,
     ):
@@ -82,6 +83,7 @@ class CheckpointMonitor(Callback):
         self._layout = OutputLayout()
         self._state_fn: Callable[[], dict[str, Parameter]] = dict
         self._fields: Mapping[str, Any] | Callable[[], Mapping[str, Any]] = {}
+        self._frozen: Mapping[str, Parameter] = {}
         self._step = self._saved_step = 0
         self._saved_time = time.monotonic()
         self._in_step = False
@@ -95,6 +97,7 @@ class CheckpointMonitor(Callback):
         state_fn: Callable[[], dict[str, Parameter]],
         manifest_fields: Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None = None,
         resumed_from: Path | None = None,
+        frozen: Mapping[str, Parameter] | None = None,
     ) -> None:
         """Connect the callback to a run; called by the trainer before training.
 
@@ -105,11 +108,17 @@ class CheckpointMonitor(Callback):
             manifest_fields: seed, dataset_records, shuffle, config, config_hash, loss_scale, ...; a function
                 is asked at each save. Step, epoch and data position are filled in here.
             resumed_from: the checkpoint this run continues from; it counts as the last one saved.
+            frozen: weights of the base below adapters, which are not part of the state.
         """
         self._progress = progress
         self._layout = OutputLayout(self.directory, layout.rank) if self.directory else layout
         self._state_fn = state_fn
         self._fields = manifest_fields or {}
+        self._frozen = frozen or {}
+        if self.save_network_params is None:
+            self.save_network_params = not self._frozen
+        if self.save_trainable_params is None:
+            self.save_trainable_params = bool(self._frozen)
         self._step = self._saved_step = progress.start_step
         self._saved_time = time.monotonic()
         self.last_saved = resumed_from
@@ -241,7 +250,7 @@ class CheckpointMonitor(Callback):
         self.last_saved = path
         rotate(path.parent, self.prefix, self.keep_checkpoint_max, layout.rank)
         if self.save_network_params:
-            weights = {name: value for name, value in state.items() if is_weight_name(name)}
+            weights = {**self._frozen, **{name: value for name, value in state.items() if is_weight_name(name)}}
             save_network(weights, layout.network_file(self.prefix, fmt), manifest_fields=fields, fmt=fmt)
         if self.save_trainable_params:
             chosen = {name: state[name] for name in trainable}
