@@ -73,6 +73,7 @@ setup(
         "pydantic>=2.7,<3",
         "tqdm>=4.66",
         "rich>=13",
+        "fschat>=0.2.36",  # conversation templates; needs a build with --use-pep517 (scripts/env.sh says why)
     ],
     extras_require={
         "convert": CONVERT,
