@@ -53,7 +53,7 @@ def feed_metric(
 
     Args:
         cell: the network to evaluate; its training flag is left as it was.
-        dataset: MindSpore dataset with columns input_ids and perhaps labels, int32 (B, S).
+        dataset: MindSpore dataset with columns input_ids, and perhaps labels and segment_ids, int32 (B, S).
         metric: has ``update(loss_sum, num_tokens)``.
         ignore_token_id, pad_token_id: what fills up a last, shorter batch, so that its shape needs no second graph.
         max_batches: stop after so many; None takes all.
@@ -72,8 +72,8 @@ def feed_metric(
         full = full or len(batch[0])
         if index % ranks != rank:
             continue
-        fills = (pad_token_id, ignore_token_id)
-        columns = [_filled(column, full, fill) for column, fill in zip(batch, fills, strict=False)]
+        fills = (pad_token_id, ignore_token_id, 0)
+        columns = [_filled(column, full, fill) for column, fill in zip(batch, fills[: len(batch)], strict=True)]
         total, count = cell(*columns)
         if ranks == 1:
             metric.update(total.asnumpy(), count.asnumpy())

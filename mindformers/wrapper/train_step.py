@@ -35,8 +35,8 @@ class MFTrainOneStepCell(nn.Cell):
     """Runs one (micro) step of training.
 
     Args:
-        network: a cell whose construct gives the scalar loss of a batch; with accumulation or a reducer it also has
-            ``loss_and_count(*batch)``, the summed loss and the number of label tokens.
+        network: a cell with ``loss_and_count(*columns)``, the summed loss and the number of label tokens of a batch.
+            Without accumulation and reducer a cell whose construct gives the scalar loss will do.
         optimizer: a MindSpore optimizer over the network's trainable parameters.
         use_clip_grad: scale the gradients down to ``max_grad_norm`` when their global norm exceeds it.
         max_grad_norm: the bound.
@@ -72,6 +72,7 @@ class MFTrainOneStepCell(nn.Cell):
         self.accumulation = accumulation
         self.reducer = reducer
         self.ranks = 1 if reducer is None else reducer.ranks
+        self.counts_labels = hasattr(network, "loss_and_count")
         self.dynamic_scale = scale_sense if isinstance(scale_sense, nn.Cell) else None
         self.dropout_step = getattr(network, "dropout_step", None)  # passes so far, see pet/dropout.py
         self.one_pass = Tensor([1], ms.int32)
@@ -96,6 +97,9 @@ class MFTrainOneStepCell(nn.Cell):
         self.accu_step = Parameter(Tensor(0, ms.int32), name="accu_step", requires_grad=False)
 
     def _scaled_loss(self, batch: tuple, scale: Tensor) -> Tensor:
+        if self.counts_labels:
+            total, count = self.network.loss_and_count(*batch)
+            return total / ops.maximum(count, Tensor(1.0, ms.float32)) * scale
         return self.network(*batch) * scale
 
     def _scaled_total(self, batch: tuple, scale: Tensor) -> tuple:
@@ -107,7 +111,7 @@ class MFTrainOneStepCell(nn.Cell):
         return batch[0].size * self.ranks
 
     def construct(self, *batch: Tensor) -> tuple:
-        """One micro step on the columns of a batch, in the order of the network's construct."""
+        """One micro step on the columns of a batch, in the order in which the network takes them."""
         if self.accumulation == 1 and self.reducer is not None:
             return self._reduce(batch)
         if self.accumulation == 1:
