@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a config to everything a training run needs, in straight lines."""
 
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import mindspore as ms
 from mindspore import nn
+from mindspore.nn.utils import no_init_parameters
 
 from mindformers.checkpoint.layout import OutputLayout
 from mindformers.checkpoint.load import load_into, read_checkpoint, resolve_checkpoint
@@ -54,11 +57,35 @@ class TrainTask:
     steps_left: int = 0
 
 
-def build_network(cfg: RunConfig) -> nn.Cell:
-    """The network of ``model.arch`` with ``model.model_config``; no weights are loaded."""
+@dataclass
+class Given:
+    """Objects a script made itself, used in place of what the config describes.
+
+    Args:
+        network: a model; its weights are kept unless ``load_checkpoint`` names others.
+        optimizer: over parameters of ``network``.
+        wrapper: the train step of ``network``, with an optimizer of its own.
+        callbacks: in addition to the config's; one of the same class replaces the config's.
+    """
+
+    network: nn.Cell | None = None
+    optimizer: nn.Optimizer | None = None
+    wrapper: nn.Cell | None = None
+    callbacks: Sequence[Any] = ()
+
+
+def build_network(cfg: RunConfig, weights_follow: bool = False) -> nn.Cell:
+    """The network of ``model.arch`` with ``model.model_config``; no weights are loaded.
+
+    Args:
+        cfg: the run's config.
+        weights_follow: :func:`load_weights` is called next, so that no random values need be drawn (seconds for every
+            hundred million weights).
+    """
     values = cfg.model.config.model_dump() | {"checkpoint_name_or_path": ""}
     network_class = MindFormerRegister.get_cls(MindFormerModuleType.MODELS, cfg.model.arch.type)
-    return network_class(LlamaConfig(**values))
+    with no_init_parameters() if weights_follow else nullcontext():
+        return network_class(LlamaConfig(**values))
 
 
 def load_weights(network: nn.Cell, cfg: RunConfig, *, required: bool, rank: int = 0) -> Path | None:
@@ -82,12 +109,20 @@ def load_weights(network: nn.Cell, cfg: RunConfig, *, required: bool, rank: int 
         logger.info("no load_checkpoint: the weights start from random values (seed %d)", cfg.seed)
         return None
     path = resolve_checkpoint(source, rank)
-    load_into(network, read_checkpoint(path), strict=cfg.load_checkpoint_strict)
+    report = load_into(network, read_checkpoint(path), strict=cfg.load_checkpoint_strict)
+    if report.missing:
+        network.init_parameters_data()  # values for what the checkpoint lacks
     logger.info("weights loaded from %s", path)
     return path
 
 
-def build_training(cfg: RunConfig, layout: OutputLayout, dataset: Any = None, eval_dataset: Any = None) -> TrainTask:
+def build_training(
+    cfg: RunConfig,
+    layout: OutputLayout,
+    dataset: Any = None,
+    eval_dataset: Any = None,
+    given: Given | None = None,
+) -> TrainTask:
     """Dataset, network, optimizer, train cell and callbacks of a train or finetune run.
 
     Args:
@@ -95,18 +130,20 @@ def build_training(cfg: RunConfig, layout: OutputLayout, dataset: Any = None, ev
         layout: where its files go.
         dataset: a MindSpore dataset of batches to use in place of ``train_dataset``.
         eval_dataset: the same for the evaluations that ``do_eval`` asks for.
+        given: further objects a script made itself.
     """
+    given = given or Given()
     resume = find_resume(cfg.load_checkpoint or layout, _prefix(cfg)) if cfg.resume_training else None
     progress, stream, manifest = _build_data(cfg, resume, dataset)
-    network = build_network(cfg)
-    if resume is None:
+    loads = resume is None and bool(cfg.load_checkpoint or cfg.run_mode == "finetune")
+    network = given.network or build_network(cfg, weights_follow=loads)
+    if resume is None and (given.network is None or cfg.load_checkpoint):
         load_weights(network, cfg, required=cfg.run_mode == "finetune", rank=layout.rank)
     network.set_train(True)
     apply_recompute(network, cfg.recompute_config)
-    optimizer = build_optimizer(cfg, network, progress)
-    cell = MFTrainOneStepCell(
+    cell = given.wrapper or MFTrainOneStepCell(
         network,
-        optimizer,
+        given.optimizer or build_optimizer(cfg, network, progress),
         use_clip_grad=cfg.runner_wrapper.use_clip_grad,
         max_grad_norm=cfg.runner_wrapper.max_grad_norm,
         scale_sense=_loss_scale(cfg),
@@ -115,11 +152,16 @@ def build_training(cfg: RunConfig, layout: OutputLayout, dataset: Any = None, ev
     cell.set_train(True)
     if resume is not None:
         restore(train_state(cell), resume, manifest)
-    callbacks = build_callbacks(cfg, progress, layout, cell, manifest, resume)
+    callbacks = build_callbacks(cfg, progress, layout, cell, manifest, resume, given.callbacks)
     if cfg.do_eval:
         callbacks.append(_eval_callback(cfg, network, progress, eval_dataset))
     left = (progress.total_steps - progress.start_step) * progress.accumulation
     return TrainTask(cell, stream, progress, callbacks, left)
+
+
+def training_data(cfg: RunConfig) -> ms.dataset.Dataset:
+    """The stream of batches of a whole run, from its first step."""
+    return _build_data(cfg, None, None)[1]
 
 
 def _build_data(cfg: RunConfig, resume: ResumePoint | None, dataset: Any) -> tuple:
@@ -129,6 +171,7 @@ def _build_data(cfg: RunConfig, resume: ResumePoint | None, dataset: Any) -> tup
     seq_length = cfg.model.config.seq_length
     global_batch = runner.batch_size * accumulation
     start = resume.manifest.step if resume else 0
+    seed = cfg.seed if section.seed is None else section.seed
     if dataset is not None:
         steps = dataset.get_dataset_size() // accumulation
         if start:
@@ -155,7 +198,7 @@ def _build_data(cfg: RunConfig, resume: ResumePoint | None, dataset: Any) -> tup
         batch_size=runner.batch_size,
         global_batch_size=global_batch,
         shuffle=loader.shuffle,
-        seed=cfg.seed,
+        seed=seed,
         epochs=epochs,
         start_step=start,
         num_samples=loader.num_samples,
@@ -163,7 +206,7 @@ def _build_data(cfg: RunConfig, resume: ResumePoint | None, dataset: Any) -> tup
         prefetch_size=section.prefetch_size,
     )
     manifest = {
-        "seed": cfg.seed,
+        "seed": seed,
         "global_batch_size": global_batch,
         "dataset_records": records,
         "shuffle": bool(loader.shuffle),
@@ -238,14 +281,16 @@ def build_callbacks(
     cell: nn.Cell,
     manifest: dict[str, Any],
     resume: ResumePoint | None,
+    given: Sequence[Any] = (),
 ) -> list[Any]:
-    """The callbacks of the YAML, bound to this run; the guard against a NaN loss comes before the save."""
+    """The callbacks of the YAML and the given ones, bound to this run; the guard against NaN comes before the save."""
     sections = [{"type": section.type, **section.options()} for section in cfg.callbacks]
     if cfg.profile:
         sections.append(_profile_section(cfg))
     callbacks = [
         MindFormerRegister.get_instance_from_cfg(section, MindFormerModuleType.CALLBACK) for section in sections
     ]
+    callbacks = [c for c in callbacks if not any(isinstance(c, type(own)) for own in given)] + list(given)
     monitors = [c for c in callbacks if isinstance(c, CheckpointMonitor)]
     for callback in callbacks:
         if isinstance(callback, CheckpointMonitor):
