@@ -19,22 +19,23 @@ TASKS = {"text_generation": TextGenerationPipeline}
 """Task -> class of its pipeline."""
 
 _OWN = ("batch_size", "add_special_tokens", "keys")
-_BACKENDS = ("ms",)
+_BACKENDS = ("ms", "mslite")
 
 
 def pipeline(
     task: str | None = None, model: Any = None, tokenizer: Any = None, backend: str = "ms", **kwargs: Any
-) -> TextGenerationPipeline:
+) -> Any:
     """A pipeline for a task.
 
     Args:
         task: 'text_generation', which None means as well.
         model: a registered name, a YAML, a directory (ours or Hugging Face's), or a model object.
         tokenizer: a tokenizer or what to load one from; None takes that of the model's name or directory.
-        backend: 'ms', MindSpore.
+        backend: 'ms', MindSpore; or 'mslite' for exported graphs: ``model`` is then their file, a (prefill, increment)
+            pair, or a folder of them, and the result is that of ``inference.get_mslite_pipeline``.
         **kwargs: ``batch_size``, ``add_special_tokens``, ``keys`` and settings of ``generate`` (max_length, do_sample,
             ...), the defaults of every call; keys of ``model.model_config`` (seq_length, compute_dtype, ...) when the
-            model is loaded here.
+            model is loaded here. With 'mslite' fields of InferConfig.
 
     Raises:
         ConfigError: an unknown task, backend, model or keyword, with the nearest name.
@@ -49,6 +50,11 @@ def pipeline(
         raise ConfigError(
             "a pipeline needs a model: pipeline('text_generation', model=NAME_OR_DIRECTORY_OR_MODEL_OBJECT)"
         )
+    if backend == "mslite":
+        from mindformers.inference import get_mslite_pipeline
+
+        ready = pretrained_tokenizer(tokenizer) if isinstance(tokenizer, str | Path) else tokenizer
+        return get_mslite_pipeline(name, model, ready, **kwargs)
     settings, changes = _sort_out(kwargs, named := isinstance(model, str | Path))
     if named:
         tokenizer = model if tokenizer is None else tokenizer

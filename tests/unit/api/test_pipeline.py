@@ -12,7 +12,7 @@ import pytest
 
 import mindformers
 from mindformers import AutoModel, MindFormerRegister, TextGenerationPipeline, TextStreamer
-from mindformers.errors import ConfigError, DataError
+from mindformers.errors import CheckpointError, ConfigError, DataError
 from mindformers.registry import MindFormerModuleType
 from tests.helpers import REPO
 
@@ -152,6 +152,11 @@ def test_wrong_arguments(pipe: TextGenerationPipeline, model: Any, tokenizer: An
     ):
         with pytest.raises(ConfigError, match=message):
             call()
+
+
+def test_exported_graphs_are_the_business_of_inference(tokenizer: Any) -> None:
+    with pytest.raises(CheckpointError, match=r"no\.mindir"):
+        mindformers.pipeline(model="no.mindir", tokenizer=tokenizer, backend="mslite")
 
 
 def test_model_object_may_be_a_mindspore_model(pipe: TextGenerationPipeline, tokenizer: Any) -> None:
