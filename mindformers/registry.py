@@ -129,6 +129,8 @@ PROVIDERS: dict[str, tuple[str, ...]] = {
     MindFormerModuleType.MODELS: ("mindformers.models.llama.llama",),
     MindFormerModuleType.CONFIG: ("mindformers.models.llama.llama_config",),
     MindFormerModuleType.TOKENIZER: ("mindformers.models.llama.llama_tokenizer",),
+    MindFormerModuleType.PROCESSOR: ("mindformers.models.llama.llama_processor",),
+    MindFormerModuleType.PIPELINE: ("mindformers.pipeline",),
 }
 
 

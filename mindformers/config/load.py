@@ -24,7 +24,7 @@ from mindformers.tools.logger import get_logger
 
 logger = get_logger(__name__)
 
-__all__ = ["load_config", "load_tree"]
+__all__ = ["change_tree", "load_config", "load_tree"]
 
 
 def load_config(
@@ -77,6 +77,33 @@ def load_tree(path: str | FilePath) -> dict[str, Any]:
     for line in [*reader.warnings, *_idle(config, places)]:
         logger.warning("%s", line)
     return layer.value
+
+
+def change_tree(
+    tree: dict[str, Any], changes: dict[str, Any], overrides: Iterable[Override | str | tuple[str, Any]], name: str
+) -> RunConfig:
+    """A RunConfig from plain values with others laid over them, as a file is laid over its base.
+
+    Args:
+        tree: the values, as of :func:`load_tree`.
+        changes: nested values that win over them.
+        overrides: changes to single keys, as of :func:`load_config`; they win over ``changes``.
+        name: what problems are reported under.
+
+    Raises:
+        ConfigError: with every problem.
+    """
+    problems: list[Problem] = []
+    warnings: list[str] = []
+    upper = Layer(deepcopy(changes), {})
+    modernise(upper, warnings, problems)
+    layer = upper.put_over(Layer(deepcopy(tree), {}))
+    layer = apply_overrides(layer, as_overrides(overrides), problems)
+    places = Places(name, layer.places)
+    config = _validate(layer.value, places, problems)
+    config._source = places
+    config._warnings = [*warnings, *_idle(config, places)]
+    return config
 
 
 def validate_tree(tree: dict[str, Any], name: str) -> RunConfig:

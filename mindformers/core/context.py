@@ -41,6 +41,7 @@ __all__ = [
     "default_device_target",
     "device_capabilities",
     "init_context",
+    "is_launched",
     "set_seed",
 ]
 
@@ -331,11 +332,22 @@ def _init_parallel(settings: dict[str, Any], parallel: Mapping[str, Any], target
     return rank, size
 
 
-def _check_launched(target: str) -> None:
+def is_launched(target: str) -> bool:
+    """Whether a launcher started this process as one of several on devices of a kind, by its environment."""
+    return any(all(name in os.environ for name in names) for names in _launchers(target))
+
+
+def _launchers(target: str) -> list[tuple[str, ...]]:
+    """The variables each way of launching sets."""
     launched = [("MS_ROLE", "MS_SCHED_HOST", "MS_SCHED_PORT", "MS_WORKER_NUM")]
     if target == "Ascend":
         launched.append(("RANK_TABLE_FILE", "RANK_ID"))
-    if not any(all(name in os.environ for name in names) for names in launched):
+    return launched
+
+
+def _check_launched(target: str) -> None:
+    launched = _launchers(target)
+    if not is_launched(target):
         choices = " or ".join("/".join(names) for names in launched)
         raise DeviceError(
             f"use_parallel is True, but no launcher started this process (the environment has no {choices}). "

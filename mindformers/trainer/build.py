@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a config to everything a training run needs, in straight lines."""
 
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import mindspore as ms
 from mindspore import nn
+from mindspore.nn.utils import no_init_parameters
 
 from mindformers.checkpoint.agree import common_step, complete_steps, saving_options
 from mindformers.checkpoint.layout import OutputLayout
@@ -72,19 +75,44 @@ class TrainTask:
     eval_cell: EvalCell | None = None
 
 
-def build_network(cfg: RunConfig, rank: int = 0) -> nn.Cell:
+@dataclass
+class Given:
+    """Objects a script made itself, used in place of what the config describes.
+
+    Args:
+        network: a model; its weights are kept unless ``load_checkpoint`` names others.
+        optimizer: over parameters of ``network``.
+        wrapper: the train step of ``network``, with an optimizer of its own.
+        callbacks: in addition to the config's; one of the same class replaces the config's.
+    """
+
+    network: nn.Cell | None = None
+    optimizer: nn.Optimizer | None = None
+    wrapper: nn.Cell | None = None
+    callbacks: Sequence[Any] = ()
+
+
+def build_network(cfg: RunConfig, rank: int = 0, weights_follow: bool = False) -> nn.Cell:
     """The network of ``model.arch`` with ``model.model_config``, adapters included; no weights are loaded.
 
     Where the config names an adapter (see :func:`~mindformers.trainer.adapters.settle_adapter`), its config is used.
+
+    Args:
+        cfg: the run's config.
+        rank: this process.
+        weights_follow: :func:`load_weights` is called next, so that no random values need be drawn (seconds for every
+            hundred million weights).
     """
     settle_adapter(cfg, rank)
-    return _settled_network(cfg)
+    return _settled_network(cfg, weights_follow)
 
 
-def _settled_network(cfg: RunConfig) -> nn.Cell:
+def _settled_network(cfg: RunConfig, weights_follow: bool = False) -> nn.Cell:
     values = cfg.model.config.model_dump() | {"checkpoint_name_or_path": ""}
     network_class = MindFormerRegister.get_cls(MindFormerModuleType.MODELS, cfg.model.arch.type)
-    return add_adapters(network_class(LlamaConfig(**values)), cfg)
+    with no_init_parameters() if weights_follow else nullcontext():
+        network = network_class(LlamaConfig(**values))
+    return add_adapters(network, cfg)
 
 
 def load_weights(network: nn.Cell, cfg: RunConfig, *, required: bool, rank: int = 0) -> Path | None:
@@ -113,14 +141,22 @@ def load_weights(network: nn.Cell, cfg: RunConfig, *, required: bool, rank: int 
     params = read_checkpoint(path)
     alone = cfg.adapter_checkpoint or not any(is_adapter_name(modern_name(name)) for name in params)
     ignore = (ADAPTER_PATTERN,) if adapted and alone else ()
-    load_into(network, params, strict=cfg.load_checkpoint_strict, ignore=ignore)
+    report = load_into(network, params, strict=cfg.load_checkpoint_strict, ignore=ignore)
+    if report.missing:
+        network.init_parameters_data()  # values for what the checkpoint lacks
     logger.info("weights loaded from %s", path)
     if adapted:
         load_adapter(network, cfg, map(modern_name, params), rank)
     return path
 
 
-def build_training(cfg: RunConfig, layout: OutputLayout, dataset: Any = None, eval_dataset: Any = None) -> TrainTask:
+def build_training(
+    cfg: RunConfig,
+    layout: OutputLayout,
+    dataset: Any = None,
+    eval_dataset: Any = None,
+    given: Given | None = None,
+) -> TrainTask:
     """Dataset, network, optimizer, train cell and callbacks of a train or finetune run.
 
     Args:
@@ -128,23 +164,27 @@ def build_training(cfg: RunConfig, layout: OutputLayout, dataset: Any = None, ev
         layout: where its files go.
         dataset: a MindSpore dataset of batches to use in place of ``train_dataset``.
         eval_dataset: the same for the evaluations that ``do_eval`` asks for.
+        given: further objects a script made itself.
     """
+    given = given or Given()
     settle_adapter(cfg, layout.rank)
     resume = _find_resume(cfg, layout) if cfg.resume_training else None
     if resume is not None:
         adopt_base(cfg, resume.manifest)
     progress, stream, manifest = _build_data(cfg, resume, dataset)
-    network = _settled_network(cfg)
-    adapted = has_adapters(network)
-    if resume is None or adapted:  # a checkpoint of a run with adapters does not hold the base
+    loads = resume is None and bool(cfg.load_checkpoint or cfg.run_mode == "finetune")
+    network = given.network or _settled_network(cfg, weights_follow=loads)
+    adapted, base = has_adapters(network), None
+    # a checkpoint of a run with adapters does not hold the base
+    if (resume is None or adapted) and (given.network is None or cfg.load_checkpoint):
         base = load_weights(network, cfg, required=cfg.run_mode == "finetune", rank=layout.rank)
     if adapted:
         manifest[MANIFEST_KEY] = describe_adapter(network, cfg.model.config.pet_config, base)
     network.set_train(True)
     apply_recompute(network, cfg.recompute_config)
-    optimizer = build_optimizer(cfg, network, progress)
+    optimizer = given.optimizer or build_optimizer(cfg, network, progress)
     _, ranks = data_parallel_ranks()
-    cell = MFTrainOneStepCell(
+    cell = given.wrapper or MFTrainOneStepCell(
         network,
         optimizer,
         use_clip_grad=cfg.runner_wrapper.use_clip_grad,
@@ -158,7 +198,7 @@ def build_training(cfg: RunConfig, layout: OutputLayout, dataset: Any = None, ev
         if adapted:
             check_base(network, resume.manifest)
         restore(train_state(cell), resume, manifest)
-    callbacks = build_callbacks(cfg, progress, layout, cell, manifest, resume)
+    callbacks = build_callbacks(cfg, progress, layout, cell, manifest, resume, given.callbacks)
     eval_cell = EvalCell(network) if cfg.do_eval else None
     if eval_cell is not None:
         callbacks.append(_eval_callback(cfg, eval_cell, progress, eval_dataset))
@@ -192,6 +232,11 @@ def _find_resume(cfg: RunConfig, layout: OutputLayout) -> ResumePoint:
     return resume_at(folder, prefix, step)
 
 
+def training_data(cfg: RunConfig) -> ms.dataset.Dataset:
+    """The stream of batches of a whole run, from its first step."""
+    return _build_data(cfg, None, None)[1]
+
+
 def _build_data(cfg: RunConfig, resume: ResumePoint | None, dataset: Any) -> tuple:
     """Progress, the stream of batches that are left, and what a checkpoint must say about the data."""
     runner, section = cfg.runner_config, cfg.train_dataset
@@ -200,6 +245,7 @@ def _build_data(cfg: RunConfig, resume: ResumePoint | None, dataset: Any) -> tup
     rank, ranks = data_parallel_ranks()
     global_batch = runner.batch_size * accumulation * ranks
     start = resume.manifest.step if resume else 0
+    seed = cfg.seed if section.seed is None else section.seed
     if dataset is not None:
         steps = dataset.get_dataset_size() // accumulation
         if start:
@@ -228,7 +274,7 @@ def _build_data(cfg: RunConfig, resume: ResumePoint | None, dataset: Any) -> tup
         num_shards=ranks,
         shard_id=rank,
         shuffle=loader.shuffle,
-        seed=cfg.seed,
+        seed=seed,
         epochs=epochs,
         start_step=start,
         num_samples=loader.num_samples,
@@ -236,7 +282,7 @@ def _build_data(cfg: RunConfig, resume: ResumePoint | None, dataset: Any) -> tup
         prefetch_size=section.prefetch_size,
     )
     manifest = {
-        "seed": cfg.seed,
+        "seed": seed,
         "global_batch_size": global_batch,
         "dataset_records": records,
         "shuffle": bool(loader.shuffle),
@@ -313,14 +359,16 @@ def build_callbacks(
     cell: nn.Cell,
     manifest: dict[str, Any],
     resume: ResumePoint | None,
+    given: Sequence[Any] = (),
 ) -> list[Any]:
-    """The callbacks of the YAML, bound to this run; the guard against a NaN loss comes before the save."""
+    """The callbacks of the YAML and the given ones, bound to this run; the guard against NaN comes before the save."""
     sections = [{"type": section.type, **section.options()} for section in cfg.callbacks]
     if cfg.profile:
         sections.append(_profile_section(cfg))
     callbacks = [
         MindFormerRegister.get_instance_from_cfg(section, MindFormerModuleType.CALLBACK) for section in sections
     ]
+    callbacks = [c for c in callbacks if not any(isinstance(c, type(own)) for own in given)] + list(given)
     monitors = [c for c in callbacks if isinstance(c, CheckpointMonitor)]
     for callback in callbacks:
         if isinstance(callback, CheckpointMonitor):

@@ -10,15 +10,15 @@ from mindspore import nn
 
 from mindformers.checkpoint.download import fetch
 from mindformers.config import RunConfig
+from mindformers.config.save import write_text
 from mindformers.core.distributed import world
 from mindformers.errors import CheckpointError, ConfigError, DataError
 from mindformers.model_zoo import known_name
+from mindformers.pipeline.text_generation_pipeline import TextGenerationPipeline
 from mindformers.registry import MindFormerModuleType, MindFormerRegister
 from mindformers.tools.logger import get_logger
 
 logger = get_logger(__name__)
-
-RESULT_KEY = "text_generation_text"
 
 
 def build_tokenizer(cfg: RunConfig) -> Any:
@@ -65,27 +65,37 @@ def read_prompts(input_data: str | Sequence[str]) -> list[str]:
     return prompts
 
 
-def generate_texts(network: nn.Cell, tokenizer: Any, prompts: Sequence[str], batch_size: int) -> list[dict]:
-    """Continue each prompt; one ``{"text_generation_text": [texts]}`` per batch, prompts included."""
-    results = []
-    for start in range(0, len(prompts), batch_size):
-        ids = [tokenizer(prompt)["input_ids"] for prompt in prompts[start : start + batch_size]]
-        outputs = network.generate(ids)
-        results.append({RESULT_KEY: [tokenizer.decode(out.tolist(), skip_special_tokens=True) for out in outputs]})
-    return results
+def predict(
+    cfg: RunConfig,
+    network: nn.Cell,
+    input_data: Any = None,
+    tokenizer: Any = None,
+    batch_size: int | None = None,
+    **settings: Any,
+) -> list[dict[str, list[str]]]:
+    """Generate from ``input_data`` (or the config's), log the result and write it to ``save_file``.
 
+    Args:
+        cfg: the run's config.
+        network: the model with its weights.
+        input_data: a text, a file of texts, several of these, any iterable of texts, or a MindSpore dataset.
+        tokenizer: the tokenizer; None makes the config's.
+        batch_size: prompts generated together; None takes ``predict_batch_size``.
+        **settings: of ``generate``.
 
-def predict(cfg: RunConfig, network: nn.Cell, input_data: Any = None) -> list[dict]:
-    """Generate from ``input_data`` (or the config's), log the result and write it to ``save_file``."""
-    prompts = read_prompts(input_data if input_data is not None else cfg.input_data or "")
-    results = generate_texts(network, build_tokenizer(cfg), prompts, cfg.predict_batch_size or 1)
+    Returns:
+        ``[{"text_generation_text": [texts]}, ...]``, one entry per batch.
+    """
+    given = input_data if input_data is not None else cfg.input_data or ""
+    listed = isinstance(given, str) or (isinstance(given, list | tuple) and all(isinstance(i, str) for i in given))
+    prompts = read_prompts(given) if listed else given
+    pipeline = TextGenerationPipeline(network, tokenizer or build_tokenizer(cfg), **settings)
+    results = pipeline(prompts, batch_size=batch_size or cfg.predict_batch_size or 1)
     for result in results:
         logger.info("%s", result)
     if world()[0] != 0:  # every rank has the same texts
         return results
     path = Path(cfg.save_file or "text_generation_result.txt")
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(str(results) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(str(results) + "\n", path)
     logger.info("result written to %s", path)
     return results

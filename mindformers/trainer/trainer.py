@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trainer: the verbs train, finetune, evaluate and predict over one config."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,56 +9,260 @@ import mindspore as ms
 from mindspore import nn
 
 from mindformers.checkpoint.layout import OutputLayout
-from mindformers.config import RunConfig, load_config, save_config
+from mindformers.checkpoint.load import get_last_checkpoint
+from mindformers.config import RunConfig, TransformerOpParallelConfig, TransformerRecomputeConfig, save_config
+from mindformers.config.schema.checks import launch_findings
 from mindformers.core.context import init_context, set_seed
-from mindformers.errors import ConfigError
+from mindformers.errors import CheckpointError, ConfigError
+from mindformers.models.build import pretrained_tokenizer
 from mindformers.tools.logger import get_logger
-from mindformers.trainer.build import TrainTask, build_network, build_training, load_weights, try_run
-from mindformers.trainer.evaluate import EvalCell, evaluate
+from mindformers.trainer.build import (
+    Given,
+    TrainTask,
+    build_network,
+    build_training,
+    load_weights,
+    training_data,
+    try_run,
+)
+from mindformers.trainer.evaluate import EvalCell, build_eval_dataset, evaluate
 from mindformers.trainer.predict import predict
+from mindformers.trainer.setup import make_run_config, use_path
+from mindformers.trainer.training_args import TrainingArguments
 
 logger = get_logger(__name__)
 
 
 class Trainer:
-    """Runs what a config describes.
+    """Trains, finetunes, evaluates and generates.
 
     Args:
-        args: a loaded RunConfig or the path of a YAML.
-        train_dataset: path of the training records, or a MindSpore dataset of batches; default: the config's.
+        args: settings: a :class:`TrainingArguments`, a dict or MindFormerConfig with the keys of a YAML, a
+            ConfigArguments (all laid over the settings that belong to the model); or the path of a YAML or a loaded
+            RunConfig, which are complete by themselves.
+        task: 'text_generation'; 'general' leaves it to the config.
+        model: a registered name, a YAML, a directory (ours or Hugging Face's), or a model object. None takes the
+            section ``model`` of ``args``.
+        model_name: with a model object the registered name whose settings are the base.
+        train_dataset: path of MindRecord files, or a MindSpore dataset of batches.
         eval_dataset: the same for evaluation.
+        tokenizer: a tokenizer, or what to load one from; None takes the config's.
+        optimizers: an optimizer over the parameters of the model object.
+        wrapper: a train step made of the model object.
+        pet_method: 'lora' trains low-rank adapters.
+        callbacks: callbacks of training besides the config's; one of the same class replaces the config's.
+        eval_callbacks: not supported: evaluation is one pass without callbacks.
+        compute_metrics: name or section of a metric, in place of the config's.
+        save_config: write the complete config to ``output_dir`` in evaluate and predict too; train always does.
 
-    Constructing one has no side effect; the device is set up by the first verb.
+    Nothing is written, downloaded or set up before the first verb. A verb that names a checkpoint loads it; evaluate
+    and predict without one use the weights trained last, else those of the config.
+
+    Raises:
+        ConfigError: with every problem of the settings.
     """
 
-    def __init__(self, args: RunConfig | str | Path, train_dataset: Any = None, eval_dataset: Any = None) -> None:
-        self.config = args if isinstance(args, RunConfig) else _load(args)
-        self.train_dataset = _use_path(self.config.train_dataset, train_dataset, "train_dataset")
-        self.eval_dataset = _use_path(self.config.eval_dataset, eval_dataset, "eval_dataset")
-        self._network: nn.Cell | None = None
+    def __init__(
+        self,
+        args: Any = None,
+        task: str = "general",
+        model: Any = None,
+        model_name: str | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        tokenizer: Any = None,
+        optimizers: Any = None,
+        wrapper: Any = None,
+        pet_method: str = "",
+        callbacks: Any = None,
+        eval_callbacks: Any = None,
+        compute_metrics: Any = None,
+        save_config: bool = False,
+    ) -> None:
+        self.config = make_run_config(args, task, model, model_name, pet_method)
+        self.train_dataset = use_path(self.config, train_dataset, "train_dataset")
+        self.eval_dataset = use_path(self.config, eval_dataset, "eval_dataset")
+        self.tokenizer = tokenizer
+        self.save_config = save_config
+        own = None if model is None or isinstance(model, str | Path) else model
+        self._given = Given(own, optimizers, wrapper, _listed(callbacks))
+        _check_given(self._given)
+        if eval_callbacks:
+            raise ConfigError(
+                "eval_callbacks are not supported: evaluation is one pass; evaluate() returns the metrics"
+            )
+        if compute_metrics is not None:
+            self.config.metric = _metric_section(compute_metrics)
+        self._eval_batch = args.per_device_eval_batch_size if isinstance(args, TrainingArguments) else None
+        self._network: nn.Cell | None = own
+        adapters = self.config.model.config.pet_config
+        self._adapted = own is None or adapters is None or own.config.pet_config is not None
         self._layout: OutputLayout | None = None
 
-    def train(self) -> None:
-        """Train from random weights, or from ``load_checkpoint``, or go on where a run stopped (resume_training)."""
-        layout = self._start()
-        task = build_training(self.config, layout, self.train_dataset, self.eval_dataset)
-        try_run(task, self.config, self.eval_dataset)
-        save_config(self.config, layout.resolved_config)
-        run(task, self.config)
-        self._network = task.cell.network
+    def train(
+        self,
+        train_checkpoint: bool | str | Path | None = None,
+        resume_training: bool | str | Path | None = None,
+        auto_trans_ckpt: bool | None = None,
+        do_eval: bool | None = None,
+    ) -> None:
+        """Train from random weights, from a checkpoint's, or go on where a run stopped.
 
-    def finetune(self) -> None:
-        """As train, but weights to start from are required."""
-        self.config.run_mode = "finetune"
-        self.train()
+        Args:
+            train_checkpoint: weights to start from: a file, a folder, a name; True is the newest checkpoint of
+                ``output_dir``; None or False takes the config's ``load_checkpoint``, else random weights (of a model
+                object: its own).
+            resume_training: go on at the exact step of the run in ``output_dir`` (or of ``load_checkpoint``); a path is
+                the run or checkpoint to go on from.
+            auto_trans_ckpt: slice the checkpoint anew for this run's layout.
+            do_eval: evaluate while training.
+        """
+        cfg = self._config_for(
+            "train", train_checkpoint, resume_training, auto_trans_ckpt=auto_trans_ckpt, do_eval=do_eval
+        )
+        self._train(cfg)
 
-    def evaluate(self) -> dict[str, dict[str, float]]:
-        """Metric values of the eval dataset, ``{metric: {name: value}}``."""
-        return evaluate(self.config, EvalCell(self._trained_network()), self.eval_dataset)
+    def finetune(
+        self,
+        finetune_checkpoint: bool | str | Path | None = None,
+        resume_training: bool | str | Path | None = None,
+        auto_trans_ckpt: bool | None = None,
+        do_eval: bool | None = None,
+    ) -> None:
+        """As :meth:`train`, but weights to start from are required.
 
-    def predict(self, input_data: Any = None) -> list[dict]:
-        """Generated texts, ``[{"text_generation_text": [...]}, ...]``, for input_data or the config's."""
-        return predict(self.config, self._trained_network(), input_data)
+        Raises:
+            CheckpointError: neither the call, nor the config, nor the model object names any.
+        """
+        cfg = self._config_for(
+            "finetune", finetune_checkpoint, resume_training, auto_trans_ckpt=auto_trans_ckpt, do_eval=do_eval
+        )
+        model = self._given.network
+        if model is not None and not (
+            cfg.load_checkpoint or cfg.resume_training or model.config.checkpoint_name_or_path
+        ):
+            raise CheckpointError(
+                "finetune needs weights to start from, and the model object was built without any: give "
+                "finetune_checkpoint=FILE_OR_FOLDER, or call train() when the values it has now are the ones meant"
+            )
+        self._train(cfg)
+
+    def evaluate(
+        self, eval_checkpoint: bool | str | Path | None = None, auto_trans_ckpt: bool | None = None
+    ) -> dict[str, dict[str, float]]:
+        """Metric values of the eval dataset, ``{metric: {name: value}}``.
+
+        Args:
+            eval_checkpoint: as ``train_checkpoint`` of :meth:`train`; None evaluates the weights trained last, else the
+                config's.
+            auto_trans_ckpt: slice the checkpoint anew for this run's layout.
+        """
+        cfg = self._config_for("eval", eval_checkpoint, auto_trans_ckpt=auto_trans_ckpt)
+        if self._eval_batch:
+            cfg.runner_config.batch_size = self._eval_batch
+        return evaluate(cfg, EvalCell(self._ready(cfg, eval_checkpoint)), self.eval_dataset)
+
+    def predict(
+        self,
+        predict_checkpoint: bool | str | Path | None = None,
+        auto_trans_ckpt: bool | None = None,
+        input_data: Any = None,
+        batch_size: int | None = None,
+        save_file: str | Path | None = None,
+        **settings: Any,
+    ) -> list[dict[str, list[str]]]:
+        """Generated texts, prompts included, ``[{"text_generation_text": [...]}, ...]``, one entry per batch.
+
+        Args:
+            predict_checkpoint: as ``eval_checkpoint`` of :meth:`evaluate`.
+            auto_trans_ckpt: slice the checkpoint anew for this run's layout.
+            input_data: a text, a file with one prompt per line, a list of these, an iterable of texts, or a dataset
+                with a column ``text``; None takes the config's ``input_data``.
+            batch_size: prompts generated together; default ``predict_batch_size``, else 1.
+            save_file: file the texts are written to; default the config's, ``text_generation_result.txt``.
+            **settings: settings of ``generate`` (max_length, do_sample, top_k, streamer, ...), for this call.
+        """
+        cfg = self._config_for("predict", predict_checkpoint, auto_trans_ckpt=auto_trans_ckpt)
+        cfg.save_file = str(save_file or cfg.save_file)
+        given = input_data if input_data is not None else cfg.input_data
+        if given is None:
+            raise ConfigError("predict needs prompts: input_data='a text', a list, a file or a dataset")
+        if isinstance(self.tokenizer, str | Path):
+            self.tokenizer = pretrained_tokenizer(self.tokenizer)
+        return predict(cfg, self._ready(cfg, predict_checkpoint), given, self.tokenizer, batch_size, **settings)
+
+    def set_parallel_config(self, micro_batch_interleave_num: int | None = None, **values: Any) -> None:
+        """Set how the model is split over the ranks.
+
+        Args:
+            micro_batch_interleave_num: 2 overlaps computing and communication of model parallel.
+            **values: keys of ``parallel_config`` (data_parallel, model_parallel, pipeline_stage, micro_batch_num, ...);
+                those not given get their defaults.
+
+        Raises:
+            ConfigError: an unknown key or a wrong value.
+        """
+        self.config.parallel_config = TransformerOpParallelConfig(**values)
+        if micro_batch_interleave_num is not None:
+            self.config.micro_batch_interleave_num = micro_batch_interleave_num
+
+    def set_recompute_config(self, **values: Any) -> None:
+        """Set which activations are computed again in the backward pass; keys of ``recompute_config``.
+
+        Raises:
+            ConfigError: an unknown key or a wrong value.
+        """
+        self.config.recompute_config = TransformerRecomputeConfig(**values)
+
+    def get_train_dataloader(self) -> Any:
+        """The MindSpore dataset of batches that train() would feed, all epochs in one stream."""
+        if self.train_dataset is not None:
+            return self.train_dataset
+        return training_data(self._config_for("train"))
+
+    def get_eval_dataloader(self) -> Any:
+        """The MindSpore dataset of batches that evaluate() would feed."""
+        if self.eval_dataset is not None:
+            return self.eval_dataset
+        cfg = self._config_for("eval")
+        cfg.runner_config.batch_size = self._eval_batch or cfg.runner_config.batch_size
+        return build_eval_dataset(cfg)[0]
+
+    def get_last_checkpoint(self) -> str | None:
+        """Newest checkpoint of ``output_dir``; None when there is none."""
+        rank = self._layout.rank if self._layout else 0
+        folder = OutputLayout(self.config.output_dir, rank).checkpoint_dir
+        return get_last_checkpoint(folder) if folder.is_dir() else None
+
+    def _config_for(self, mode: str, checkpoint: Any = None, resume: Any = None, **changes: Any) -> RunConfig:
+        """A copy of the config for one verb, with everything a run needs checked."""
+        cfg = self.config.model_copy(deep=True)
+        cfg.run_mode = mode
+        for key, value in changes.items():
+            if value is not None:
+                setattr(cfg, key, value)
+        if checkpoint is True:
+            cfg.load_checkpoint = self._own_checkpoints()
+        elif checkpoint:
+            cfg.load_checkpoint = str(checkpoint)
+        if resume is not None:
+            cfg.resume_training = bool(resume)
+            if isinstance(resume, str | Path):
+                cfg.load_checkpoint = str(resume)
+        objects = {"train_dataset": self.train_dataset, "eval_dataset": self.eval_dataset}
+        passed = ("input_data", *(name for name, value in objects.items() if value is not None))
+        found = [f for f in (*cfg.findings(), *launch_findings(cfg)) if not f.key.startswith(passed)]
+        if found:
+            lines = [f"  {finding.key}: {finding.message}" for finding in found]
+            raise ConfigError("\n".join([f"Trainer cannot {mode}:", *lines]))
+        return cfg
+
+    def _own_checkpoints(self) -> str:
+        newest = self.get_last_checkpoint()
+        if newest is None:
+            folder = OutputLayout(self.config.output_dir).checkpoint_root
+            raise CheckpointError(f"there is no checkpoint in {folder} to start from: give the path of one")
+        return str(Path(newest).parent.parent)
 
     def _start(self) -> OutputLayout:
         if self._layout is None:
@@ -67,14 +272,43 @@ class Trainer:
             self._layout = OutputLayout(cfg.output_dir, rank)
         return self._layout
 
-    def _trained_network(self) -> nn.Cell:
+    def _train(self, cfg: RunConfig) -> None:
         layout = self._start()
-        if self._network is None:
-            network = build_network(self.config, layout.rank)
-            load_weights(network, self.config, required=True, rank=layout.rank)
-            self._network = network
+        self._adapt()
+        eval_dataset = self.eval_dataset
+        if cfg.do_eval and eval_dataset is None and self._eval_batch:
+            evaluated = cfg.model_copy(deep=True)
+            evaluated.runner_config.batch_size = self._eval_batch
+            eval_dataset = build_eval_dataset(evaluated)[0]
+        task = build_training(cfg, layout, self.train_dataset, eval_dataset, self._given)
+        try_run(task, cfg, eval_dataset)
+        save_config(cfg, layout.resolved_config)
+        run(task, cfg)
+        self._network = task.cell.network
+
+    def _ready(self, cfg: RunConfig, checkpoint: Any) -> nn.Cell:
+        """The network with the weights that are meant, in evaluation mode."""
+        layout = self._start()
+        self._adapt()
+        if self.save_config:
+            save_config(cfg, layout.resolved_config)
+        fresh = self._network is None
+        if fresh:
+            self._network = build_network(cfg, layout.rank, weights_follow=True)
+        if fresh or checkpoint:
+            load_weights(self._network, cfg, required=True, rank=layout.rank)
         self._network.set_train(False)
         return self._network
+
+    def _adapt(self) -> None:
+        """Put adapters around a model object that is to have them."""
+        if not self._adapted:
+            from mindformers.pet import get_pet_model
+
+            self._given.network = self._network = get_pet_model(
+                self._given.network, self.config.model.config.pet_config
+            )
+            self._adapted = True
 
 
 def run(task: TrainTask, cfg: RunConfig) -> None:
@@ -100,18 +334,39 @@ def run(task: TrainTask, cfg: RunConfig) -> None:
     model.train(chunks, task.dataset, callbacks=task.callbacks, dataset_sink_mode=True, sink_size=sink_size)
 
 
-def _load(path: str | Path) -> RunConfig:
-    cfg = load_config(path)
-    for warning in cfg.warnings:
-        logger.warning("%s", warning)
-    return cfg
+def _listed(callbacks: Any) -> list[Any]:
+    given = [] if callbacks is None else list(callbacks) if isinstance(callbacks, Sequence) else [callbacks]
+    for callback in given:
+        if not isinstance(callback, ms.Callback):
+            raise ConfigError(f"callbacks hold a {type(callback).__name__}: give objects of mindspore.Callback")
+    return given
 
 
-def _use_path(section: Any, dataset: Any, name: str) -> Any:
-    """Write a path into the config's section and give None, or give the dataset object back."""
-    if dataset is None or not isinstance(dataset, str | Path):
-        return dataset
-    if section is None:
-        raise ConfigError(f"{name} is given as a path, but the config has no section {name} to say how to read it")
-    section.data_loader.dataset_dir = str(dataset)
-    return None
+def _check_given(given: Given) -> None:
+    """An optimizer and a wrapper only mean something with the model they were made for."""
+    for name, kind in (("optimizer", nn.Optimizer), ("wrapper", nn.Cell)):
+        value = getattr(given, name)
+        if value is None:
+            continue
+        argument = "optimizers" if name == "optimizer" else name
+        if not isinstance(value, kind):
+            raise ConfigError(f"{argument} is {type(value).__name__}: give a {kind.__name__}")
+        if given.network is None:
+            raise ConfigError(f"{argument} belongs to the parameters of a model: give the model object it was made for")
+        own = {id(parameter) for parameter in given.network.get_parameters()}
+        weights = value.parameters if name == "optimizer" else value.trainable_params()
+        if not any(id(parameter) in own for parameter in weights):
+            raise ConfigError(f"{argument} was made for another model than the one given")
+    if given.optimizer is not None and given.wrapper is not None:
+        raise ConfigError("a wrapper has an optimizer of its own: give optimizers or wrapper, not both")
+
+
+def _metric_section(metric: Any) -> Any:
+    if isinstance(metric, str):
+        return {"type": metric}
+    if isinstance(metric, Mapping):
+        return dict(metric)
+    raise ConfigError(
+        f"compute_metrics is {type(metric).__name__}: give the name of a registered metric, or a section with 'type'. "
+        "One of your own: decorate its class with MindFormerRegister.register(MindFormerModuleType.METRIC)"
+    )

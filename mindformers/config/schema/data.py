@@ -89,6 +89,10 @@ class ProcessorSection(Component):
     """Section ``processor``."""
 
     type: str = Field("LlamaProcessor", description="Class of the processor.")
+    max_length: PositiveInt = Field(128, description="Tokens the processor pads a text to.")
+    padding: bool | Literal["max_length", "longest"] = Field(
+        "max_length", description="How the processor pads: max_length, longest (of its texts) or False."
+    )
     return_tensors: Literal["ms", "np"] | None = Field("ms", description="Tensors the processor returns.")
     tokenizer: Tokenizer = Field(default_factory=LlamaTokenizerSection, description="The tokenizer.")
 

@@ -10,9 +10,9 @@ from typing import Any
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
-from mindformers.checkpoint.load import load_into, read_checkpoint, resolve_checkpoint
 from mindformers.core.loss import CrossEntropyLoss
 from mindformers.generation import GeneratorMixin
+from mindformers.models.base_model import BaseModel
 from mindformers.models.llama.llama_config import LlamaConfig
 from mindformers.models.llama.llama_layer import LlamaEmbedding, RotaryTables, rotary_frequencies
 from mindformers.models.llama.llama_transformer import LlamaDecodeLayer
@@ -116,7 +116,7 @@ class LlamaModel(nn.Cell):
 
 
 @MindFormerRegister.register(MindFormerModuleType.MODELS)
-class LlamaForCausalLM(nn.Cell, GeneratorMixin):
+class LlamaForCausalLM(BaseModel, GeneratorMixin):
     """Llama with the language modelling head.
 
     Args:
@@ -125,8 +125,11 @@ class LlamaForCausalLM(nn.Cell, GeneratorMixin):
     """
 
     def __init__(self, config: LlamaConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
+        with self._weights_of(config.checkpoint_name_or_path):
+            self._build(config)
+
+    def _build(self, config: LlamaConfig) -> None:
         self.pad_token_id = config.pad_token_id
         self.ignore_token_id = config.ignore_token_id
         self.tied = config.tie_word_embeddings
@@ -142,8 +145,6 @@ class LlamaForCausalLM(nn.Cell, GeneratorMixin):
         self.loss = CrossEntropyLoss()
         self.is_first_iteration = True
         self.cache_length = 0
-        if config.checkpoint_name_or_path:
-            load_into(self, read_checkpoint(resolve_checkpoint(config.checkpoint_name_or_path)))
 
     def allocate_cache(self) -> None:
         """Give the model a key/value cache of its own, config.batch_size x config.seq_length.

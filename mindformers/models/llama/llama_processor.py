@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from mindformers.errors import DataError
+from mindformers.models.base_processor import BaseProcessor
 from mindformers.registry import MindFormerModuleType, MindFormerRegister
 
 __all__ = ["LlamaProcessor"]
 
 
 @MindFormerRegister.register(MindFormerModuleType.PROCESSOR)
-class LlamaProcessor:
+class LlamaProcessor(BaseProcessor):
     """Text to ids of one length.
 
     Args:
