@@ -14,6 +14,7 @@ from typing import Any
 
 from mindformers.checkpoint.download import OFFLINE_VARIABLES
 from mindformers.commands import Command
+from mindformers.commands.chat_model import speaks_llama2
 from mindformers.commands.interrupts import Interrupts
 from mindformers.errors import ConfigError, DataError
 from mindformers.tools.utils import did_you_mean
@@ -87,12 +88,11 @@ def chat(args: argparse.Namespace) -> int:
 
 
 def _chat(args: argparse.Namespace, interrupts: Interrupts) -> int:
-    chosen = settings(args)
-    from mindformers.commands.chat_model import speaks_llama2
-
     speaks, why = speaks_llama2(args.model) if args.chat is None else (args.chat, "as you said")
     if args.system and not speaks:
         raise ConfigError(f"--system needs the chat format: {args.model} continues text ({why})")
+    with interrupts.held():
+        chosen = settings(args)  # imports MindSpore
     terminal = sys.stdin.isatty()
     if "MINDFORMERS_LOG_LEVEL" not in os.environ:
         logging.getLogger("mindformers").setLevel(logging.WARNING)
