@@ -107,14 +107,12 @@ def _chat(args: argparse.Namespace, interrupts: Interrupts) -> int:
 
 
 def _replier(args: argparse.Namespace, chosen: dict[str, Any], speaks: bool) -> Any:
-    import mindspore as ms
-
     from mindformers.commands.chat_model import load_partner
     from mindformers.commands.chat_reply import Replier
-    from mindformers.core.context import init_context
+    from mindformers.core.context import default_device_target, init_context
     from mindformers.generation.conversation import Conversation
 
-    target = args.device_target or ms.get_context("device_target")
+    target = args.device_target or default_device_target()
     init_context(context_config={"mode": 0, "device_target": target, "device_id": args.device_id})
     partner = load_partner(args.model, args.load_checkpoint)
     conversation = Conversation(partner.tokenizer, speaks, args.system)
