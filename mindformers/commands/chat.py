@@ -34,7 +34,7 @@ _TOP_K = 50
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``chat``."""
-    parser.add_argument("model", metavar="MODEL", help="name, YAML, directory of ours, or Hugging Face directory")
+    parser.add_argument("model", metavar="MODEL", help="name, YAML, output folder of a run, or Hugging Face folder")
     parser.add_argument("--load_checkpoint", default="", metavar="PATH", help="weights in place of the model's own")
     parser.add_argument("--chat", action=argparse.BooleanOptionalAction, help="use the Llama 2 chat format, or do not")
     parser.add_argument("--system", default="", metavar="TEXT", help="system prompt of a chat model")
