@@ -14,6 +14,7 @@ from typing import Any
 
 from mindformers.checkpoint.download import OFFLINE_VARIABLES
 from mindformers.commands import Command
+from mindformers.commands.chat_model import speaks_llama2
 from mindformers.commands.interrupts import Interrupts
 from mindformers.errors import ConfigError, DataError
 from mindformers.tools.utils import did_you_mean
@@ -33,7 +34,7 @@ _TOP_K = 50
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``chat``."""
-    parser.add_argument("model", metavar="MODEL", help="name, YAML, directory of ours, or Hugging Face directory")
+    parser.add_argument("model", metavar="MODEL", help="name, YAML, output folder of a run, or Hugging Face folder")
     parser.add_argument("--load_checkpoint", default="", metavar="PATH", help="weights in place of the model's own")
     parser.add_argument("--chat", action=argparse.BooleanOptionalAction, help="use the Llama 2 chat format, or do not")
     parser.add_argument("--system", default="", metavar="TEXT", help="system prompt of a chat model")
@@ -87,12 +88,11 @@ def chat(args: argparse.Namespace) -> int:
 
 
 def _chat(args: argparse.Namespace, interrupts: Interrupts) -> int:
-    chosen = settings(args)
-    from mindformers.commands.chat_model import speaks_llama2
-
     speaks, why = speaks_llama2(args.model) if args.chat is None else (args.chat, "as you said")
     if args.system and not speaks:
         raise ConfigError(f"--system needs the chat format: {args.model} continues text ({why})")
+    with interrupts.held():
+        chosen = settings(args)  # imports MindSpore
     terminal = sys.stdin.isatty()
     if "MINDFORMERS_LOG_LEVEL" not in os.environ:
         logging.getLogger("mindformers").setLevel(logging.WARNING)
@@ -107,14 +107,12 @@ def _chat(args: argparse.Namespace, interrupts: Interrupts) -> int:
 
 
 def _replier(args: argparse.Namespace, chosen: dict[str, Any], speaks: bool) -> Any:
-    import mindspore as ms
-
     from mindformers.commands.chat_model import load_partner
     from mindformers.commands.chat_reply import Replier
-    from mindformers.core.context import init_context
+    from mindformers.core.context import default_device_target, init_context
     from mindformers.generation.conversation import Conversation
 
-    target = args.device_target or ms.get_context("device_target")
+    target = args.device_target or default_device_target()
     init_context(context_config={"mode": 0, "device_target": target, "device_id": args.device_id})
     partner = load_partner(args.model, args.load_checkpoint)
     conversation = Conversation(partner.tokenizer, speaks, args.system)

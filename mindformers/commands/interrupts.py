@@ -20,13 +20,15 @@ _WAKE = signal.SIGUSR1  # sent to the waiting thread alone, to end it
 
 
 class Interrupts:
-    """A context in which SIGINT does this: during :meth:`reply` the first sets ``requested``; during :meth:`reading`,
-    and at any other time, it raises KeyboardInterrupt in the main thread, where this is to be used.
+    """A context in which SIGINT does this: during :meth:`reply` the first sets ``requested``; during :meth:`held` it
+    waits; during :meth:`reading`, and at any other time, it raises KeyboardInterrupt in the main thread, where this is
+    to be used.
     """
 
     def __init__(self) -> None:
         self.requested = False
         self._replying = False
+        self._held = False
         self._ended = False
         self._thread = threading.Thread(target=self._wait, name="ctrl-c", daemon=True)
 
@@ -53,6 +55,17 @@ class Interrupts:
         finally:
             self._replying = False
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """SIGINT has its effect at the end: an import that is broken off leaves MindSpore unable even to exit."""
+        self.requested, self._held = False, True
+        try:
+            yield
+        finally:
+            self._held = False
+        if self.requested:
+            raise KeyboardInterrupt
+
     def reading(self, read: Callable[[], Result]) -> Result:
         """What ``read`` returns; SIGINT reaches the system call it waits in."""
         signal.signal(signal.SIGINT, signal.default_int_handler)  # MindSpore leaves its own behind
@@ -64,7 +77,7 @@ class Interrupts:
 
     def _wait(self) -> None:
         while signal.sigwait({signal.SIGINT, _WAKE}) == signal.SIGINT and not self._ended:
-            if self._replying and not self.requested:
+            if self._held or (self._replying and not self.requested):
                 self.requested = True
             else:
                 _thread.interrupt_main()

@@ -12,7 +12,7 @@ import pexpect
 import pytest
 import yaml
 
-from tests.helpers import REPO
+from tests.helpers import REPO, shared_data
 from tests.parity.llama_cases import formula_weight
 
 SEQ_LENGTH = 4096
@@ -101,3 +101,23 @@ def test_terminal_and_ctrl_c(model):
     chat.expect(pexpect.EOF)
     chat.close()
     assert chat.exitstatus == 0
+
+
+def test_folder_of_hugging_face_tells_its_story():
+    folder = shared_data("stories260k/hf")
+    greedy = [sys.executable, "-m", "mindformers", "chat", str(folder), "--greedy", "--max_new_tokens", "44"]
+    done = subprocess.run(greedy, cwd=REPO, input=b"Once upon a time\n", capture_output=True, timeout=300)
+    assert done.returncode == 0, done.stderr.decode()
+    assert done.stdout.decode().startswith(
+        ", there was a little girl named Lily. She loved to play outside in the park."
+    )
+
+
+def test_output_folder_of_a_run(model, tmp_path):
+    shutil.copy(model / "talker.yaml", tmp_path / "config.yaml")
+    (tmp_path / "checkpoint" / "rank_0").mkdir(parents=True)
+    shutil.copy(model / "weights.ckpt", tmp_path / "checkpoint" / "rank_0" / "mine.ckpt")
+    command = [*words(model)[:4], str(tmp_path), "--greedy", "--max_new_tokens", "3"]
+    done = subprocess.run(command, cwd=REPO, input=b"the\n", capture_output=True, timeout=300)
+    assert done.returncode == 0, done.stderr.decode()
+    assert b"3 tokens" in done.stderr
