@@ -42,7 +42,7 @@ HINTS: tuple[tuple[str, str, str], ...] = (
         "source set_env.sh of CANN; on a machine without NPUs: --device_target CPU",
     ),
     (
-        r"[Tt]opology.*(timed? ?out|failed)|BuildCluster.*failed|Failed to register",
+        r"[Tt]opology build timed out(?!., retry)|BuildCluster.*failed|Failed to register",
         "the ranks did not all meet at the first server",
         "start the command of every server; check the address and --port between them",
     ),

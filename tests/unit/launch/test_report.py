@@ -43,6 +43,8 @@ def test_tail_leaves_out_notices_and_progress_bars(tmp_path):
         ("OSError: [Errno 28] No space left on device", "disk"),
         ("libascendcl.so: cannot open shared object file", "CANN"),
         ("error: this machine has no usable Ascend device, or its driver", "--device_target CPU"),
+        ("BuildCluster] Topology build timed out., retry(6/3600).", None),  # every start says so while it waits
+        ("BuildCluster] Topology build timed out.", "--port"),
         ("ValueError: something else", None),
     ],
 )
