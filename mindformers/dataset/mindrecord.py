@@ -152,26 +152,28 @@ class MindRecordWriter:
         shapes = {name: array.shape[1:] for name, array in arrays.items()}
         assert shapes == {name: (length,) for name, length in self._columns.items()}, f"{shapes} != {self._columns}"
         assert all(array.dtype == np.int32 for array in arrays.values()), "records must be int32"
-        rows = [dict(zip(arrays, row, strict=True)) for row in zip(*arrays.values(), strict=True)]
-        if rows:
-            self._written += len(rows)
-            self._write_rows(rows)
+        count = len(next(iter(arrays.values())))
+        if count:
+            self._written += count
+            self._write_rows(arrays)
 
-    def _write_rows(self, rows: list[dict[str, np.ndarray]]) -> None:
-        """Hand rows to MindSpore, behind its per-record checks in Python where these can be left out.
+    def _write_rows(self, arrays: dict[str, np.ndarray]) -> None:
+        """Hand records to MindSpore, behind its per-record checks in Python where these can be left out.
 
-        The checks (done above, for a whole array at once) take twice the time of the writing. The function
-        behind them exists in 2.10; without it, or for several columns, the public one serves.
+        The checks (done above, for a whole array at once) take twice the time of the writing. The function behind them
+        exists in 2.10; without it the public one serves.
         """
-        native = getattr(getattr(getattr(self._writer, "_writer", None), "_writer", None), "write_raw_data", None)
-        if native is None or not self._opened or len(self._columns) > 1:
+        core = getattr(self._writer, "_writer", None)
+        native = getattr(getattr(core, "_writer", None), "write_raw_data", None)
+        order = getattr(getattr(core, "_header", None), "blob_fields", None)
+        if native is None or not self._opened or set(order or ()) != set(arrays):
+            rows = [dict(zip(arrays, row, strict=True)) for row in zip(*arrays.values(), strict=True)]
             self._writer.write_raw_data(rows)  # opens the files
             self._opened = True
             return
         from mindspore.mindrecord import SUCCESS
 
-        blobs = [value.tobytes() for row in rows for value in row.values()]
-        if native({}, blobs, True, False) != SUCCESS:
+        if native({}, record_blobs([arrays[name] for name in order]), True, False) != SUCCESS:
             raise DataError(f"MindSpore could not write to {', '.join(self.paths)}; is the disk full?")
 
     def close(self) -> RecordInfo:
@@ -184,6 +186,24 @@ class MindRecordWriter:
         info = inspect_mindrecord(self.paths)
         assert info.num_records == self._written, f"{info.num_records} records in {self.paths}, {self._written} written"
         return info
+
+
+def record_blobs(columns: list[np.ndarray]) -> list[bytes]:
+    """Records as MindRecord stores them: each column's length in bytes (8, big-endian) and its values; one column
+    stands without its length.
+
+    Args:
+        columns: arrays of shape (records, length) in the order of the file's schema.
+    """
+    parts = [np.ascontiguousarray(column).view(np.uint8) for column in columns]
+    if len(parts) > 1:
+        sizes = [np.frombuffer(part.shape[1].to_bytes(8, "big"), np.uint8) for part in parts]
+        parts = [
+            piece
+            for size, part in zip(sizes, parts, strict=True)
+            for piece in (np.broadcast_to(size, (len(part), 8)), part)
+        ]
+    return [row.tobytes() for row in np.concatenate(parts, axis=1)]
 
 
 def mindrecord_names(path: str | Path, num_files: int) -> list[str]:

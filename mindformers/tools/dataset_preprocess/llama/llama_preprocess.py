@@ -3,12 +3,13 @@
 
     python mindformers/tools/dataset_preprocess/llama/llama_preprocess.py --dataset_type wiki --seq_length 4096
         --input_glob wiki.train.tokens --model_file tokenizer.model --output_file wiki4096.mindrecord
+    python mindformers/tools/dataset_preprocess/llama/llama_preprocess.py --dataset_type qa --seq_length 2048
+        --input_glob conversations.json --model_file tokenizer.model --output_file alpaca2048.mindrecord --pack True
 
 Runs from any folder, as a script or with ``python -m``.
 """
 
 import argparse
-import glob
 import importlib.util
 import os
 import signal
@@ -25,33 +26,17 @@ if importlib.util.find_spec("mindformers") is None:  # run as a script from a ch
     sys.path.insert(0, str(Path(__file__).resolve().parents[4]))
 
 from mindformers.errors import DataError, run_cli
+from mindformers.tools.dataset_preprocess.llama.arguments import boolean, positive, terminated
+from mindformers.tools.dataset_preprocess.llama.job import Job, byte_progress, file_names, input_files
+from mindformers.tools.dataset_preprocess.llama.qa_records import QaCounts, convert_qa, qa_columns
 from mindformers.tools.dataset_preprocess.llama.record_output import (
     DatasetOutput,
+    check_output,
     fixed_length_records,
     repeated,
 )
 from mindformers.tools.dataset_preprocess.llama.token_stream import TokenizerFile, tokenize_blocks
 from mindformers.tools.dataset_preprocess.llama.wiki_text import paragraphs_of, read_blocks
-
-
-@dataclass
-class Job:
-    """One conversion, all of it checked."""
-
-    dataset_type: str
-    inputs: list[str]
-    output_file: str
-    tokenizer: TokenizerFile
-    seq_length: int
-    repeat: int = 1
-    file_partition: int = 1
-    num_workers: int = 1
-    show_progress: bool | None = None  # None: when stderr is a terminal
-
-    @property
-    def record_length(self) -> int:
-        """Tokens per record: the model predicts each token but the first."""
-        return self.seq_length + 1
 
 
 @dataclass
@@ -63,6 +48,21 @@ class Counts:
     tokens: int = 0
     records: int = 0
     dropped_tokens: int = 0
+
+    def summary(self, job: Job) -> str:
+        """One line of numbers."""
+        return (
+            f"{self.paragraphs} paragraphs ({self.headings} headings left out), {self.tokens} tokens x {job.repeat}, "
+            f"{self.records} records of {job.record_length}, {self.dropped_tokens} tokens dropped in the tail"
+        )
+
+    def hints(self, job: Job) -> list[str]:
+        """What the user has to know next: nothing."""
+        return []
+
+    def facts(self, job: Job) -> dict[str, Any]:
+        """What the description of the files says about this kind of data: nothing more."""
+        return {}
 
 
 def convert_wiki(job: Job, output: DatasetOutput) -> Counts:
@@ -82,41 +82,44 @@ def convert_wiki(job: Job, output: DatasetOutput) -> Counts:
         output.write(input_ids=records)
     counts.dropped_tokens = rest[0]
     if not counts.tokens:
-        raise DataError(f"no text to convert in {_names(job.inputs)}: {counts.headings} headings and no paragraphs")
+        raise DataError(f"no text to convert in {file_names(job.inputs)}: {counts.headings} headings and no paragraphs")
     if not counts.records:
         raise DataError(
-            f"{_names(job.inputs)}: {counts.tokens} tokens do not fill one record of {job.record_length} "
+            f"{file_names(job.inputs)}: {counts.tokens} tokens do not fill one record of {job.record_length} "
             f"(--seq_length {job.seq_length} + 1). Choose a smaller --seq_length, or give more text"
         )
     return counts
 
 
-# --dataset_type -> (columns, the function that writes them)
-DATASET_TYPES: dict[str, tuple[tuple[str, ...], Callable[[Job, DatasetOutput], Counts]]] = {
-    "wiki": (("input_ids",), convert_wiki),
+# --dataset_type -> (the columns, the function that writes them)
+DATASET_TYPES: dict[str, tuple[Callable[[Job], tuple[str, ...]], Callable[[Job, DatasetOutput], Counts | QaCounts]]] = {
+    "qa": (qa_columns, convert_qa),
+    "wiki": (lambda job: ("input_ids",), convert_wiki),
 }
 
 
-def convert(job: Job) -> tuple[Counts, list[str]]:
+def convert(job: Job) -> tuple[Counts | QaCounts, list[str]]:
     """Run one conversion.
 
     Returns:
         What was done, and the MindRecord files.
     """
     columns, function = DATASET_TYPES[job.dataset_type]
-    lengths = dict.fromkeys(columns, job.record_length)
+    lengths = dict.fromkeys(columns(job), job.record_length)
     with DatasetOutput(job.output_file, lengths, job.file_partition) as output:
         counts = function(job, output)
-        return counts, output.commit(_description(job, counts))
+        return counts, output.commit(_description(job, counts, list(lengths)))
 
 
-def _description(job: Job, counts: Counts) -> dict[str, Any]:
+def _description(job: Job, counts: Counts | QaCounts, columns: list[str]) -> dict[str, Any]:
     facts = {
         "format": 1,
         "dataset_type": job.dataset_type,
+        "columns": columns,
         "seq_length": job.seq_length,
         "record_length": job.record_length,
         "repeat": job.repeat,
+        **counts.facts(job),
         **asdict(counts),
     }
     tokenizer = {f"tokenizer_{name}": getattr(job.tokenizer, name) for name in ("path", "sha256")}
@@ -125,45 +128,9 @@ def _description(job: Job, counts: Counts) -> dict[str, Any]:
 
 
 def _text_blocks(job: Job) -> Iterator[str]:
-    from tqdm import tqdm
-
-    total = sum(os.path.getsize(path) for path in job.inputs)
-    disable = None if job.show_progress is None else not job.show_progress
-    with tqdm(total=total, unit="B", unit_scale=True, desc="tokenize", disable=disable) as bar:
+    with byte_progress(job.inputs, "tokenize", job.show_progress) as advance:
         for path in job.inputs:
-            yield from read_blocks(Path(path), bar.update)
-
-
-def input_files(patterns: list[str]) -> list[str]:
-    """The files that names and glob patterns (``**`` too) stand for, each once.
-
-    Raises:
-        DataError: a pattern matches no file.
-    """
-    found: dict[str, None] = {}
-    for pattern in patterns:
-        names = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern, recursive=True))
-        files = [name for name in names if os.path.isfile(name)]
-        if not files:
-            what = "is a folder; give its files, for instance" if os.path.isdir(pattern) else "matches no file"
-            example = f" '{os.path.join(pattern, '*.txt')}'" if os.path.isdir(pattern) else ""
-            raise DataError(f"--input_glob {pattern} {what}{example} (current folder: {os.getcwd()})")
-        found.update(dict.fromkeys(files))
-    return list(found)
-
-
-def _names(paths: list[str]) -> str:
-    return ", ".join(paths[:5]) + (f" and {len(paths) - 5} more" if len(paths) > 5 else "")
-
-
-def _positive(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
-    return value
+            yield from read_blocks(Path(path), advance)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -187,13 +154,15 @@ def build_parser() -> argparse.ArgumentParser:
     add("--model_file", required=True, help="SentencePiece model, tokenizer.model")
     add(
         "--seq_length",
-        type=_positive,
+        type=positive,
         default=2048,
         help="of the model; records get one token more (default: 2048)",
     )
-    add("--repeat", type=_positive, default=1, help="times the text is taken (default: 1)")
-    add("--file_partition", type=_positive, default=1, help="number of output files (default: 1)")
-    add("--num_workers", type=_positive, default=1, help="tokenizing processes (default: 1)")
+    add("--repeat", type=positive, default=1, help="times the text is taken (default: 1)")
+    add("--file_partition", type=positive, default=1, help="number of output files (default: 1)")
+    add("--num_workers", type=positive, default=1, help="tokenizing processes (default: 1)")
+    add("--template", help="qa: FastChat's template, for instance llama-2 (default: vicuna_v1.1)")
+    add("--pack", type=boolean, metavar="BOOL", help="qa: True lays several samples into a record (default: False)")
     return parser
 
 
@@ -202,36 +171,26 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     inputs = input_files(args.input_glob)
     tokenizer = TokenizerFile.open(args.model_file)
-    DatasetOutput.check(args.output_file)
-    job = Job(
-        args.dataset_type,
-        inputs,
-        args.output_file,
-        tokenizer,
-        args.seq_length,
-        args.repeat,
-        args.file_partition,
-        args.num_workers,
-    )
+    check_output(args.output_file, "--output_file")
+    job = Job(args.dataset_type, inputs, args.output_file, tokenizer, args.seq_length)
+    job.repeat, job.file_partition, job.num_workers = args.repeat, args.file_partition, args.num_workers
+    for name in ("template", "pack"):
+        if getattr(args, name) is not None:
+            if args.dataset_type != "qa":
+                raise DataError(f"--{name} belongs to --dataset_type qa, not to {args.dataset_type}")
+            setattr(job, name, getattr(args, name))
     started = time.perf_counter()
     counts, paths = convert(job)
     seconds = time.perf_counter() - started
-    megabytes = sum(os.path.getsize(path) for path in inputs) / 1e6
-    print(
-        f"{len(inputs)} files, {megabytes:.1f} MB: {counts.paragraphs} paragraphs ({counts.headings} "
-        "headings left out), "
-        f"{counts.tokens} tokens x {job.repeat}, {counts.records} records of {job.record_length}, "
-        f"{counts.dropped_tokens} tokens dropped in the tail, {seconds:.1f} s, {megabytes / seconds:.1f} MB/s"
-    )
+    rate = f"{job.megabytes / seconds:.1f} MB/s, {counts.records / seconds:.0f} records/s"
+    print(f"{len(inputs)} files, {job.megabytes:.1f} MB: {counts.summary(job)}, {seconds:.1f} s, {rate}")
+    for line in counts.hints(job):
+        print(line)
     print(f"Transformed {counts.records} records.")
     print(f"Transform finished, output files refer: {paths[0]}")
     return 0
 
 
-def _terminated(*_: Any) -> None:
-    raise SystemExit(143)  # lets the half-written files be removed
-
-
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _terminated)
+    signal.signal(signal.SIGTERM, terminated)
     run_cli(main)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writing a dataset so that the old one stays until the new one is complete."""
 
+import glob
 import json
 import os
 import shutil
@@ -18,10 +19,25 @@ from mindformers.dataset.mindrecord import MindRecordWriter, mindrecord_names
 from mindformers.errors import DataError
 from mindformers.tools.logger import get_logger
 
-__all__ = ["DatasetOutput", "fixed_length_records", "repeated"]
+__all__ = ["DatasetOutput", "check_output", "fixed_length_records", "repeated"]
 
 logger = get_logger(__name__)
 _MOST_WAITING = 64  # writes that may wait for MindSpore's import or for the disk
+
+
+def check_output(path: str | Path, flag: str) -> None:
+    """Raise a DataError when nothing can be written there; make missing folders."""
+    target = Path(path)
+    if not target.name or target.is_dir():
+        raise DataError(f"{flag} {path} is a folder; give the name of a file in it")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"cannot make the folder {target.parent}: {error.strerror}") from error
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise DataError(f"no permission to write in the folder {target.parent}")
+    for left in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
+        logger.warning("%s was left behind by a run that was killed; delete it when no other run uses it", left)
 
 
 class DatasetOutput:
@@ -41,21 +57,6 @@ class DatasetOutput:
         self._columns = columns
         self._num_files = num_files
         self._waiting: deque[Future[Any]] = deque()
-
-    @staticmethod
-    def check(path: str | Path) -> None:
-        """Raise a DataError when nothing can be written there; make missing folders."""
-        target = Path(path)
-        if not target.name or target.is_dir():
-            raise DataError(f"--output_file {path} is a folder; give the name of a file in it")
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DataError(f"cannot make the folder {target.parent}: {error.strerror}") from error
-        if not os.access(target.parent, os.W_OK | os.X_OK):
-            raise DataError(f"no permission to write in the folder {target.parent}")
-        for left in target.parent.glob(f".{target.name}.*.tmp"):
-            logger.warning("%s was left behind by a run that was killed; delete it when no other run uses it", left)
 
     def __enter__(self) -> "DatasetOutput":
         folder = tempfile.mkdtemp(prefix=f".{self.path.name}.", suffix=".tmp", dir=self.path.parent)
