@@ -28,7 +28,7 @@ from mindformers.errors import DataError, run_cli
 from mindformers.tools.dataset_preprocess.llama.arguments import positive, terminated
 from mindformers.tools.dataset_preprocess.llama.conversations import checked_text, dialogue_of
 from mindformers.tools.dataset_preprocess.llama.job import byte_progress
-from mindformers.tools.dataset_preprocess.llama.json_records import BadRecord, Skipped, batches, read_json_records
+from mindformers.tools.dataset_preprocess.llama.json_records import BadRecordError, Skipped, batches, read_json_records
 from mindformers.tools.dataset_preprocess.llama.record_output import check_output
 from mindformers.tools.dataset_preprocess.llama.worker_pool import ordered_map
 
@@ -54,7 +54,7 @@ def conversation_of(number: int, record: Any) -> dict[str, Any]:
         record: ``{"instruction", "input", "output"}``, or ``{"conversations": [...]}``.
 
     Raises:
-        BadRecord: it is neither, or a text is missing, empty or not valid Unicode.
+        BadRecordError: it is neither, or a text is missing, empty or not valid Unicode.
     """
     if isinstance(record, dict) and ("conversations" in record or "messages" in record):
         dialogue = dialogue_of(record)
@@ -72,14 +72,14 @@ def conversation_of(number: int, record: Any) -> dict[str, Any]:
 
 
 def _question_and_answer(record: Any) -> tuple[str, str]:
-    if isinstance(record, BadRecord):
+    if isinstance(record, BadRecordError):
         raise record
     if not isinstance(record, dict):
-        raise BadRecord(f"must be an object, got {type(record).__name__}")
+        raise BadRecordError(f"must be an object, got {type(record).__name__}")
     missing = [name for name in ("instruction", "output") if name not in record]
     if missing:
         keys = ", ".join(map(repr, list(record)[:8])) or "none"
-        raise BadRecord(f"has neither {missing[0]!r} nor 'conversations' (keys: {keys})")
+        raise BadRecordError(f"has neither {missing[0]!r} nor 'conversations' (keys: {keys})")
     text = record.get("input") or ""
     if text:
         text = checked_text(text, "input") if not isinstance(text, str) or text.strip() else ""
@@ -93,7 +93,7 @@ def _converted(batch: list[tuple[int, Any]]) -> tuple[list[str], list[tuple[int,
     for number, record in batch:
         try:
             texts.append(json.dumps(conversation_of(number, record), indent=2).replace("\n", "\n  "))
-        except BadRecord as error:
+        except BadRecordError as error:
             bad.append((number, str(error)))
     return texts, bad
 
@@ -155,7 +155,9 @@ def _replacing(path: Path) -> Iterator[TextIO]:
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description="Turn Alpaca records into conversations.", allow_abbrev=False)
-    parser.add_argument("--data_path", default="alpaca-data.json", help="JSON list or JSON Lines (default: %(default)s)")
+    parser.add_argument(
+        "--data_path", default="alpaca-data.json", help="JSON list or JSON Lines (default: %(default)s)"
+    )
     parser.add_argument(
         "--output_path", default="alpaca-data-conversation.json", help="file to write (default: %(default)s)"
     )

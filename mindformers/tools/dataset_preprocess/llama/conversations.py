@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from mindformers.errors import DataError
-from mindformers.tools.dataset_preprocess.llama.json_records import BadRecord
+from mindformers.tools.dataset_preprocess.llama.json_records import BadRecordError
 from mindformers.tools.utils import did_you_mean
 
 __all__ = ["Dialogue", "Segment", "Template", "checked_text", "dialogue_of"]
@@ -51,17 +51,17 @@ def checked_text(value: Any, what: str) -> str:
     """The text of one field.
 
     Raises:
-        BadRecord: it is no text, is empty, or holds half a surrogate pair, which no tokenizer can encode.
+        BadRecordError: it is no text, is empty, or holds half a surrogate pair, which no tokenizer can encode.
     """
     if not isinstance(value, str):
-        raise BadRecord(f"{what} must be text, got {type(value).__name__}")
+        raise BadRecordError(f"{what} must be text, got {type(value).__name__}")
     if not value.strip():
-        raise BadRecord(f"{what} is empty")
+        raise BadRecordError(f"{what} is empty")
     if not value.isascii():
         try:
             value.encode("utf-8")
         except UnicodeEncodeError as error:
-            raise BadRecord(f"{what} is not valid Unicode (lone surrogate at character {error.start})") from error
+            raise BadRecordError(f"{what} is not valid Unicode (lone surrogate at character {error.start})") from error
     return value
 
 
@@ -72,43 +72,43 @@ def dialogue_of(record: Any) -> Dialogue:
     without an answer, teach nothing and are left out.
 
     Raises:
-        BadRecord: no such list, a turn that cannot be used, or two turns of one speaker in a row.
+        BadRecordError: no such list, a turn that cannot be used, or two turns of one speaker in a row.
     """
-    if isinstance(record, BadRecord):
+    if isinstance(record, BadRecordError):
         raise record
     if not isinstance(record, dict):
-        raise BadRecord(f"must be an object, got {type(record).__name__}")
+        raise BadRecordError(f"must be an object, got {type(record).__name__}")
     messages = record.get("conversations", record.get("messages"))
     if not isinstance(messages, list):
-        raise BadRecord(f"has no list 'conversations' (keys: {', '.join(map(repr, list(record)[:8])) or 'none'})")
+        raise BadRecordError(f"has no list 'conversations' (keys: {', '.join(map(repr, list(record)[:8])) or 'none'})")
     system: str | None = None
     speakers: list[tuple[str, str]] = []
     for number, message in enumerate(messages, 1):
         role, text = _turn(message, number)
         if role == "system":
             if number > 1:
-                raise BadRecord(f"turn {number} is a system message; only the first may be one")
+                raise BadRecordError(f"turn {number} is a system message; only the first may be one")
             system = text
         elif role == "gpt" and not speakers:
             continue
         elif speakers and speakers[-1][0] == role:
-            raise BadRecord(f"turn {number} is the second of {role!r} in a row")
+            raise BadRecordError(f"turn {number} is the second of {role!r} in a row")
         else:
             speakers.append((role, text))
     texts = [text for _, text in speakers]
     turns = tuple(zip(texts[::2], texts[1::2], strict=False))
     if not turns:
-        raise BadRecord("holds no answer to a question")
+        raise BadRecordError("holds no answer to a question")
     return Dialogue(turns, system)
 
 
 def _turn(message: Any, number: int) -> tuple[str, str]:
     if not isinstance(message, dict):
-        raise BadRecord(f"turn {number} must be an object, got {type(message).__name__}")
+        raise BadRecordError(f"turn {number} must be an object, got {type(message).__name__}")
     name = message.get("from", message.get("role"))
     role = _ROLES.get(name.lower()) if isinstance(name, str) else None
     if role is None:
-        raise BadRecord(f"turn {number} is from {name!r}, not one of: {', '.join(_ROLES)}")
+        raise BadRecordError(f"turn {number} is from {name!r}, not one of: {', '.join(_ROLES)}")
     return role, checked_text(message.get("value", message.get("content")), f"turn {number} ({name})")
 
 
@@ -119,8 +119,8 @@ class Template:
         name: of a template of ``fastchat.conversation``, whose answers end with ``</s>``.
 
     An answer is everything that the template adds behind the prompt it gives for generating that answer, up to the
-    ``</s>``: what a model has to write by itself. ``</s>`` and ``<s>`` become tokens where the template puts them, never
-    where a message holds these letters.
+    ``</s>``: what a model has to write by itself. ``</s>`` and ``<s>`` become tokens where the template puts them,
+    never where a message holds these letters.
 
     Raises:
         DataError: FastChat is not installed, has no such template, or the template cannot teach where an answer ends.
@@ -146,7 +146,7 @@ class Template:
         """The texts to tokenize, one for each answer.
 
         Raises:
-            BadRecord: the template changes the text of a message.
+            BadRecordError: the template changes the text of a message.
         """
         conversation = self._conversation.copy()
         if dialogue.system is not None:
@@ -159,9 +159,9 @@ class Template:
             prompt = lead + conversation.get_prompt()[written:]
             conversation.update_last_message(answer)
             if question not in prompt:
-                raise BadRecord(f"template {self.name} changes the text of a question")
+                raise BadRecordError(f"template {self.name} changes the text of a question")
             if not segments and dialogue.system and dialogue.system not in prompt:
-                raise BadRecord(f"template {self.name} has no place for a system message")
+                raise BadRecordError(f"template {self.name} has no place for a system message")
             segments.append(Segment(bos, prompt + self._lead + answer + self._close, len(prompt)))
             written = len(conversation.get_prompt())
             bos = self._next.startswith(BOS)

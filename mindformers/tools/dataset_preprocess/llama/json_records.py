@@ -10,14 +10,14 @@ from typing import Any
 
 from mindformers.errors import DataError
 
-__all__ = ["BadRecord", "Skipped", "batches", "read_json_records"]
+__all__ = ["BadRecordError", "Skipped", "batches", "read_json_records"]
 
 _CHUNK_BYTES = 1 << 20
 _LARGEST_RECORD = 1 << 28  # characters; a list that is not closed would otherwise be held in memory
 _SPACE = " \t\r\n"
 
 
-class BadRecord(ValueError):
+class BadRecordError(ValueError):
     """One record cannot be used; the message is the reason. It is counted and left out, and the others go on."""
 
 
@@ -53,7 +53,7 @@ def read_json_records(path: Path, advance: Callable[[int], Any]) -> Iterator[Any
         advance: called with the number of bytes read.
 
     Yields:
-        A decoded record, or a :class:`BadRecord` in place of a line that is no JSON.
+        A decoded record, or a :class:`BadRecordError` in place of a line that is no JSON.
 
     Raises:
         DataError: the file is not UTF-8, is neither of the two, or its list is broken (what follows cannot be read).
@@ -122,7 +122,7 @@ def _decoded(line: str, number: int) -> Any:
     try:
         return json.loads(line)
     except (ValueError, RecursionError) as error:
-        return BadRecord(f"line {number} is not JSON ({error})")
+        return BadRecordError(f"line {number} is not JSON ({error})")
 
 
 def _list_elements(path: Path, start: str, pieces: Iterator[str]) -> Iterator[Any]:

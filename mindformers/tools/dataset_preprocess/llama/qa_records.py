@@ -14,7 +14,7 @@ from mindformers.errors import DataError
 from mindformers.tools.dataset_preprocess.llama.answer_tokens import SpanEncoder
 from mindformers.tools.dataset_preprocess.llama.conversations import Segment, Template, dialogue_of
 from mindformers.tools.dataset_preprocess.llama.job import Job, byte_progress, file_names
-from mindformers.tools.dataset_preprocess.llama.json_records import BadRecord, Skipped, batches, read_json_records
+from mindformers.tools.dataset_preprocess.llama.json_records import BadRecordError, Skipped, batches, read_json_records
 from mindformers.tools.dataset_preprocess.llama.packing import IGNORED, Packer, padded
 from mindformers.tools.dataset_preprocess.llama.record_output import DatasetOutput
 from mindformers.tools.dataset_preprocess.llama.token_stream import TokenizerFile
@@ -76,7 +76,7 @@ class QaTokenizer:
         for where, record in batch.records:
             try:
                 segments += self._template.segments(dialogue_of(record))
-            except BadRecord as error:
+            except BadRecordError as error:
                 bad.append((where, str(error)))
             else:
                 bounds.append(len(segments))
@@ -213,9 +213,7 @@ def _records(job: Job, samples: Samples, packer: Packer) -> Iterator[dict[str, n
         if len(samples.lengths):
             fills = {"input_ids": job.tokenizer.pad_id, "labels": IGNORED}
             flat = {"input_ids": samples.ids, "labels": samples.labels}
-            yield {
-                name: padded(flat[name], samples.lengths, job.record_length, fill) for name, fill in fills.items()
-            }
+            yield {name: padded(flat[name], samples.lengths, job.record_length, fill) for name, fill in fills.items()}
         return
     ends = np.cumsum(samples.lengths)
     for end, length in zip(ends, samples.lengths, strict=True):

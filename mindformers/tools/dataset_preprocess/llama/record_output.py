@@ -44,7 +44,7 @@ class DatasetOutput:
     """A MindRecord file (or several), its index and its description, moved into place when all are complete.
 
     MindSpore refuses renamed files, so they are written under their final names in a hidden folder beside the
-    target. Writing happens in a thread, which also imports MindSpore: both run beside the tokenizing.
+    target; other files that lie in ``folder`` when it ends well are moved along. Writing happens in a thread, which also imports MindSpore: both run beside the tokenizing.
 
     Args:
         path: the output file.
@@ -92,7 +92,8 @@ class DatasetOutput:
             Path(f"{path}.db").unlink(missing_ok=True)
             os.replace(self.folder / Path(path).name, path)
             os.replace(self.folder / f"{Path(path).name}.db", f"{path}.db")
-        os.replace(described, f"{self.path}.json")
+        for file in self.folder.iterdir():  # the description, and what else the caller put there
+            os.replace(file, self.path.parent / file.name)
         return paths
 
     def __exit__(
