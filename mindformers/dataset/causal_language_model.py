@@ -83,6 +83,7 @@ def create_causal_lm_dataset(
 
 
 build_dataset = create_causal_lm_dataset
+SEGMENTS = "segment_ids"  # column of records that hold several texts
 # Keys of old YAMLs that do not change what is read.
 _INERT = ("python_multiprocessing", "numa_enable", "profile", "autotune_per_step", "filepath_prefix", "auto_tune")
 _INERT += ("eod_reset", "eod_token_id", "output_columns", "do_eval")
@@ -222,11 +223,16 @@ class _Reader:
 
 
 def check_columns(info: RecordInfo, wanted: Sequence[str]) -> None:
-    """Raise a DataError when the files lack a column."""
+    """Raise a DataError when the files lack a column, or when the one that keeps packed samples apart is left out."""
     missing = [name for name in wanted if name not in info.columns]
     if not wanted or missing:
         what = f"input_columns {', '.join(missing)} not found" if missing else "input_columns is empty"
         raise DataError(f"{what} in {info.paths[0]}; it has the columns: {', '.join(info.columns)}")
+    if SEGMENTS in info.columns and SEGMENTS not in wanted:
+        raise DataError(
+            f"{info.paths[0]} holds several samples in a record (llama_preprocess.py --pack True): without the column "
+            f"{SEGMENTS} they would read each other. Set input_columns to [input_ids, labels, {SEGMENTS}]"
+        )
 
 
 def check_record_length(info: RecordInfo, seq_length: int, mode: str) -> None:

@@ -42,7 +42,7 @@ def evaluate_dataset(cell: EvalCell, dataset: Any, metric: Any, ignore_token_id:
 
     Args:
         cell: the network to evaluate; its training flag is left as it was.
-        dataset: MindSpore dataset with columns input_ids and perhaps labels, int32 (B, S).
+        dataset: MindSpore dataset with columns input_ids, and perhaps labels and segment_ids, int32 (B, S).
         metric: has ``update(loss_sum, num_tokens)`` and ``eval()``.
         ignore_token_id, pad_token_id: what fills up a last, shorter batch, so that its shape needs no second graph.
 
@@ -55,8 +55,8 @@ def evaluate_dataset(cell: EvalCell, dataset: Any, metric: Any, ignore_token_id:
     for batch in tqdm(dataset.create_tuple_iterator(num_epochs=1, output_numpy=True), total=dataset.get_dataset_size(),
                       desc="eval", unit="batch", disable=None):  # fmt: skip
         full = full or len(batch[0])
-        fills = (pad_token_id, ignore_token_id)
-        columns = [_filled(column, full, fill) for column, fill in zip(batch, fills, strict=False)]
+        fills = (pad_token_id, ignore_token_id, 0)
+        columns = [_filled(column, full, fill) for column, fill in zip(batch, fills[: len(batch)], strict=True)]
         total, count = cell(*columns)
         metric.update(total.asnumpy(), count.asnumpy())
     cell.network.set_train(was_training)

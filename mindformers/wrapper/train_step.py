@@ -35,8 +35,8 @@ class MFTrainOneStepCell(nn.Cell):
     """Runs one (micro) step of training.
 
     Args:
-        network: a cell whose construct gives the scalar loss of a batch; with accumulation it also has
-            ``loss_and_count(*batch)``, the summed loss and the number of label tokens.
+        network: a cell with ``loss_and_count(*columns)``, the summed loss and the number of label tokens of a batch.
+            Without accumulation a cell whose construct gives the scalar loss will do.
         optimizer: a MindSpore optimizer over the network's trainable parameters.
         use_clip_grad: scale the gradients down to ``max_grad_norm`` when their global norm exceeds it.
         max_grad_norm: the bound.
@@ -67,6 +67,7 @@ class MFTrainOneStepCell(nn.Cell):
         self.use_clip_grad = use_clip_grad
         self.max_grad_norm = float(max_grad_norm)
         self.accumulation = accumulation
+        self.counts_labels = hasattr(network, "loss_and_count")
         self.dynamic_scale = scale_sense if isinstance(scale_sense, nn.Cell) else None
         start = self.dynamic_scale.get_loss_scale() if self.dynamic_scale else float(scale_sense)
         self.scale_sense = Parameter(Tensor(start, ms.float32), name="scale_sense", requires_grad=False)
@@ -88,6 +89,9 @@ class MFTrainOneStepCell(nn.Cell):
         self.accu_step = Parameter(Tensor(0, ms.int32), name="accu_step", requires_grad=False)
 
     def _scaled_loss(self, batch: tuple, scale: Tensor) -> Tensor:
+        if self.counts_labels:
+            total, count = self.network.loss_and_count(*batch)
+            return total / ops.maximum(count, Tensor(1.0, ms.float32)) * scale
         return self.network(*batch) * scale
 
     def _scaled_total(self, batch: tuple, scale: Tensor) -> tuple:
@@ -96,7 +100,7 @@ class MFTrainOneStepCell(nn.Cell):
         return total * scale / batch[0].size, count
 
     def construct(self, *batch: Tensor) -> tuple:
-        """One micro step on the columns of a batch, in the order of the network's construct."""
+        """One micro step on the columns of a batch, in the order in which the network takes them."""
         if self.accumulation == 1:
             scale = self.scale_sense.value()
             scaled, grads = self.grad_fn(batch, scale)

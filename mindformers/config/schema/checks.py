@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from mindformers.config.schema.run import RunConfig
 
 _MODEL = "model.model_config"
+_COLUMNS = ("input_ids", "labels", "segment_ids")  # the order of LlamaForCausalLM.loss_and_count
 _DTYPES = ("compute_dtype", "layernorm_compute_type", "softmax_compute_type", "rotary_dtype", "param_init_type")
 
 
@@ -23,6 +24,7 @@ def run_findings(cfg: "RunConfig") -> Iterator[Finding]:
     yield from _device(cfg)
     yield from _learning_rate(cfg)
     yield from _run_mode(cfg)
+    yield from _columns(cfg)
 
 
 def _run_mode(cfg: "RunConfig") -> Iterator[Finding]:
@@ -51,6 +53,17 @@ def _export_findings(cfg: "RunConfig") -> Iterator[Finding]:
     if infer.increment_model_path and not model.use_past:
         message = "a graph for one more token continues from a cache: it needs use_past True"
         yield Finding("infer.increment_model_path", message, (f"{_MODEL}.use_past", "run_mode"))
+
+
+def _columns(cfg: "RunConfig") -> Iterator[Finding]:
+    """Batches reach Llama by the order of their columns."""
+    if cfg.model.arch.type != "LlamaForCausalLM":
+        return
+    for section in ("train_dataset", "eval_dataset"):
+        columns = getattr(cfg, section).input_columns
+        if columns != list(_COLUMNS[: len(columns)]):
+            orders = ", ".join(f"[{', '.join(_COLUMNS[:count])}]" for count in range(1, len(_COLUMNS) + 1))
+            yield Finding(f"{section}.input_columns", f"{columns} is not one of: {orders}", ("model.arch",))
 
 
 def _is_split(cfg: "RunConfig") -> bool:

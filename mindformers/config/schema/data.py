@@ -38,7 +38,8 @@ class DatasetSection(Section):
     input_columns: list[str] = Field(
         default_factory=lambda: ["input_ids"],
         min_length=1,
-        description="Columns given to the model: input_ids, or input_ids and labels.",
+        description="Columns given to the model: input_ids; with labels for instruction data; "
+        "with labels and segment_ids for packed instruction data.",
     )
     seed: NonNegativeInt | None = Field(None, description="Seed of the record order; the run's seed if absent.")
     num_parallel_workers: PositiveInt = Field(

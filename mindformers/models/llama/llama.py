@@ -166,6 +166,7 @@ class LlamaForCausalLM(nn.Cell, GeneratorMixin):
         input_embeds: Tensor | None = None,
         init_reset: Any = True,
         batch_valid_length: Tensor | None = None,
+        segment_ids: Tensor | None = None,
     ) -> Any:
         """Loss in training, logits otherwise.
 
@@ -181,13 +182,16 @@ class LlamaForCausalLM(nn.Cell, GeneratorMixin):
             init_reset: kept for callers of the old interface; the cache is overwritten, so nothing needs a reset.
             batch_valid_length: int32 (B,) or (1, B), tokens of each sequence so far; selects the cached path, which
                 :meth:`allocate_cache` makes possible. The flag ``is_first_iteration`` tells the prefill from a step.
+            segment_ids: training, see :meth:`loss_and_count`.
 
         Returns:
             Training: scalar fp32 loss. Evaluation: (logits fp32 (B, S, V), input_ids, mask fp32 (B, S)), mask 1 where
             input_ids is not padding. With input_position or on a cached prefill: logits (B, V). Cached step: (B, 1, V).
         """
         if self.training:
-            total, count = self.loss_and_count(input_ids, labels, position_ids, attention_mask, input_embeds)
+            total, count = self.loss_and_count(
+                input_ids, labels, segment_ids, position_ids, attention_mask, input_embeds
+            )
             return total / ops.maximum(count, Tensor(1.0, ms.float32))
         if self.cache_length and batch_valid_length is not None:
             valid = ops.reshape(batch_valid_length, (-1,))
@@ -206,22 +210,36 @@ class LlamaForCausalLM(nn.Cell, GeneratorMixin):
         self,
         input_ids: Tensor,
         labels: Tensor | None = None,
+        segment_ids: Tensor | None = None,
         position_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         input_embeds: Tensor | None = None,
     ) -> tuple:
         """Summed loss and number of label tokens of records (B, S+1); the last token is only a label.
 
-        Without labels the tokens are their own labels and padding is no label.
+        Args:
+            input_ids: int32 (B, S+1). Without labels the tokens are their own labels and padding is no label.
+            labels: as in construct.
+            segment_ids: int32 (B, S+1) for records that hold several texts: tokens of one text share a number. A token
+                sees only its own text, positions count from the text's beginning, and the first token of a text is no
+                label.
+            position_ids, attention_mask, input_embeds: as in construct.
+
+        The first three are the columns of a dataset in the order of ``input_columns``.
         """
         b, length = input_ids.shape
         tokens = ops.slice(input_ids, (0, 0), (b, length - 1))
         targets, mask = self._targets(input_ids, labels)
-        hidden = self._hidden(tokens, position_ids, attention_mask, input_embeds)
+        segments = None
+        if segment_ids is not None:
+            segments = ops.slice(segment_ids, (0, 0), (b, length - 1))
+            following = ops.slice(segment_ids, (0, 1), (b, length - 1))
+            mask = mask * ops.reshape(ops.cast(ops.equal(segments, following), ms.float32), (-1,))
+        hidden = self._hidden(tokens, position_ids, attention_mask, input_embeds, segments)
         return self.loss.total(self._logits(hidden), targets, mask), ops.reduce_sum(mask)
 
     def num_label_tokens(self, input_ids: Tensor, labels: Tensor | None = None) -> Tensor:
-        """fp32 scalar: label tokens of records (B, S+1)."""
+        """fp32 scalar: label tokens of records (B, S+1) of one text each."""
         _, mask = self._targets(input_ids, labels)
         return ops.reduce_sum(mask)
 
@@ -271,15 +289,28 @@ class LlamaForCausalLM(nn.Cell, GeneratorMixin):
         columns = ops.broadcast_to(ops.reshape(line, (1, 1, s)), (1, s, s))
         return ops.less_equal(columns, rows)
 
+    def _within(self, segments: Tensor, visible: Tensor) -> Tensor:
+        """(B, S) and bool (1, S, S) -> bool (B, S, S), True where also the segment is the same."""
+        b, s = segments.shape
+        shape = (b, s, s)
+        rows = ops.broadcast_to(ops.expand_dims(segments, 2), shape)
+        columns = ops.broadcast_to(ops.expand_dims(segments, 1), shape)
+        return ops.logical_and(ops.broadcast_to(visible, shape), ops.equal(rows, columns))
+
     def _hidden(
         self,
         tokens: Tensor,
         position_ids: Tensor | None,
         attention_mask: Tensor | None,
         input_embeds: Tensor | None,
+        segments: Tensor | None = None,
     ) -> Tensor:
         index = self._index(tokens)
         visible = self._causal(index)
+        if segments is not None:
+            visible = self._within(segments, visible)
+            # how many tokens of its own text a token sees, without itself
+            index = ops.cast(ops.reduce_sum(ops.cast(visible, ms.float32), -1), ms.int32) - 1
         if attention_mask is not None:
             visible = ops.logical_and(visible, ops.expand_dims(ops.not_equal(attention_mask, 0), 1))
         positions = index if position_ids is None else position_ids

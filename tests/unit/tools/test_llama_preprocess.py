@@ -166,7 +166,7 @@ def test_mistakes_are_found_at_once(text, tiny_model_file, tmp_path) -> None:
         "is a folder": _arguments(text, tiny_model_file, tmp_path / "folder"),
         "cannot make the folder": _arguments(text, tiny_model_file, text / "o"),
         "at least 1, got '0'": [*_arguments(text, tiny_model_file, tmp_path / "o"), "--seq_length", "0"],
-        "invalid choice: 'qa'": [*_arguments(text, tiny_model_file, tmp_path / "o"), "--dataset_type", "qa"],
+        "invalid choice: 'chat'": [*_arguments(text, tiny_model_file, tmp_path / "o"), "--dataset_type", "chat"],
         "unrecognized arguments: --seqlength": [*_arguments(text, tiny_model_file, tmp_path / "o"), "--seqlength", "1"],
     }
     for message, words in cases.items():
@@ -246,7 +246,7 @@ def test_stopped_in_the_middle(tiny_model_file, tmp_path, sign: signal.Signals) 
         f"import signal, sys; sys.path.insert(0, {str(REPO)!r}); "
         "from mindformers.tools.dataset_preprocess.llama import llama_preprocess as p; "
         f"p.input_files = lambda names: [{str(source / 'text')!r}, {str(pipe)!r}]; "
-        "signal.signal(signal.SIGTERM, p._terminated); p.run_cli(p.main)"
+        "signal.signal(signal.SIGTERM, p.terminated); p.run_cli(p.main)"
     )
     words = _arguments("x", tiny_model_file, folder / "o", "--num_workers", "2")
     process = subprocess.Popen([sys.executable, "-c", code, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE)

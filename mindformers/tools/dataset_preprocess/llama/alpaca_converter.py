@@ -9,7 +9,6 @@ The prompts are those of Stanford Alpaca (github.com/tatsu-lab/stanford_alpaca, 
 """
 
 import argparse
-import importlib.util
 import json
 import os
 import signal
@@ -21,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-if importlib.util.find_spec("mindformers") is None:  # run as a script from a checkout that is not installed
+if not __package__:  # run as a script: the code of the same checkout
     sys.path.insert(0, str(Path(__file__).resolve().parents[4]))
 
 from mindformers.errors import DataError, run_cli

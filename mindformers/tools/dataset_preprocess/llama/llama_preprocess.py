@@ -10,7 +10,6 @@ Runs from any folder, as a script or with ``python -m``.
 """
 
 import argparse
-import importlib.util
 import os
 import signal
 import sys
@@ -22,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-if importlib.util.find_spec("mindformers") is None:  # run as a script from a checkout that is not installed
+if not __package__:  # run as a script: the code of the same checkout
     sys.path.insert(0, str(Path(__file__).resolve().parents[4]))
 
 from mindformers.errors import DataError, run_cli

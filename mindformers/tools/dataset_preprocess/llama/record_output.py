@@ -44,7 +44,8 @@ class DatasetOutput:
     """A MindRecord file (or several), its index and its description, moved into place when all are complete.
 
     MindSpore refuses renamed files, so they are written under their final names in a hidden folder beside the
-    target; other files that lie in ``folder`` when it ends well are moved along. Writing happens in a thread, which also imports MindSpore: both run beside the tokenizing.
+    target; other files that the caller puts into ``folder`` are moved along. Writing happens in a thread, which also
+    imports MindSpore: both run beside the tokenizing.
 
     Args:
         path: the output file.

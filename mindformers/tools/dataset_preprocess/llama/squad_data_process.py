@@ -10,7 +10,6 @@ with the tokenizer's padding id. Records of mode train: ``input_ids`` is prompt,
 """
 
 import argparse
-import importlib.util
 import json
 import os
 import signal
@@ -24,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-if importlib.util.find_spec("mindformers") is None:  # run as a script from a checkout that is not installed
+if not __package__:  # run as a script: the code of the same checkout
     sys.path.insert(0, str(Path(__file__).resolve().parents[4]))
 
 from mindformers.errors import DataError, run_cli
