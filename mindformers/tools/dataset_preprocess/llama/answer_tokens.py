@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Text to ids, with the token at which an answer starts found by its place in the text."""
 
+import re
+from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -9,28 +12,39 @@ from mindformers.tools.sentencepiece_model import load_sentencepiece
 
 __all__ = ["SpanEncoder", "piece_spans"]
 
-_SPACE_SIGN = "\u2581"  # SentencePiece's sign for a space
+_SPACE = "\u2581"  # SentencePiece's sign for a space
+_WORD = re.compile(f"{_SPACE}+[^{_SPACE}]*")
+_LONGEST_KEPT, _MOST_KEPT = 32, 1 << 18  # characters of a word, words: some tens of megabytes at most
 
 
 class SpanEncoder:
-    """SentencePiece, and where in the text its tokens come from.
+    """SentencePiece, word by word and with the places of its tokens.
 
     Args:
         model_file: SentencePiece model.
 
-    Asking SentencePiece for the places of all tokens costs more than tokenizing. A model that leaves text as it is
-    (Llama's does; asked for each text) gives them for free: the tokens, written one behind the other, are the text.
+    Two properties that models have, Llama's too, save most of the work. Where no piece has a space behind a letter,
+    what stands between two beginnings of words is tokenized by itself, so that frequent words need be tokenized only
+    once. And where text is left as it is, the tokens, written one behind the other, are the text, which gives their
+    places for free. The first is looked up in the vocabulary, the second asked for each text; without them
+    SentencePiece does it all.
     """
 
     def __init__(self, model_file: str) -> None:
         self._model = load_sentencepiece(model_file)
+        pieces = [self._model.id_to_piece(i) for i in range(self._model.get_piece_size())]
+        self._lengths = np.array([1 if self._model.is_byte(i) else len(p.encode()) for i, p in enumerate(pieces)])
         self._unknown = self._model.unk_id()
-        self._lead = _SPACE_SIGN if self._model.normalize("a").startswith(_SPACE_SIGN) else ""
-        self._lengths = np.array([_written_bytes(self._model, i) for i in range(self._model.get_piece_size())])
+        self._by_words = (
+            self._model.normalize("a") == f"{_SPACE}a"
+            and _SPACE in pieces
+            and not any(_SPACE in piece.lstrip(_SPACE) for piece in pieces)
+        )
+        self._words: dict[str, list[int]] = {_SPACE: [self._model.piece_to_id(_SPACE)]}
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
         """The ids of every text, int32 arrays of shape (tokens,)."""
-        return [np.array(row, np.int32) for row in self._model.encode(texts, num_threads=1)]
+        return [ids for ids, _ in self._encoded(texts)]
 
     def encode_from(self, texts: list[str], starts: list[int]) -> list[tuple[np.ndarray, int]]:
         """Ids of every text, and the number of tokens that lie wholly before a character.
@@ -43,31 +57,51 @@ class SpanEncoder:
         Returns:
             For each text int32 ids of shape (tokens,) and a number from 0 to tokens.
         """
-        rows = self.encode(texts)
-        return [(ids, self._first(text, start, ids)) for text, start, ids in zip(texts, starts, rows, strict=True)]
+        found = []
+        for text, start, (ids, normal) in zip(texts, starts, self._encoded(texts), strict=True):
+            if normal is None:
+                found.append((ids, self._first_by_spans(text, start)))
+            else:
+                ends = self._lengths[ids].cumsum()
+                boundary = len(normal[: 1 + start].encode()) if start else 0
+                found.append((ids, int(ends.searchsorted(boundary, side="right"))))
+        return found
+
+    def _encoded(self, texts: list[str]) -> Iterator[tuple[np.ndarray, str | None]]:
+        """Ids of each text, and the text as the tokens write it; None when that is not known."""
+        normals = [_SPACE + text.replace(" ", _SPACE) for text in texts]
+        words = [
+            _WORD.findall(normal) if self._by_words and self._model.normalize(text) == normal else None
+            for text, normal in zip(texts, normals, strict=True)
+        ]
+        known = self._learned({word for found in words for word in found or ()})
+        for text, normal, found in zip(texts, normals, words, strict=True):
+            if found is None:
+                yield np.array(self._model.encode(text), np.int32), None
+            else:
+                row = list(chain.from_iterable(map(known.__getitem__, found)))
+                yield np.array(row, np.int32), None if self._unknown in row else normal
+
+    def _learned(self, words: set[str]) -> dict[str, list[int]]:
+        """The ids of the words, with their spaces; SentencePiece puts the first space there by itself."""
+        new = [word for word in words if word not in self._words]
+        rows = self._model.encode([word[1:].replace(_SPACE, " ") for word in new], num_threads=1) if new else []
+        fresh = dict(zip(new, rows, strict=True))
+        if len(self._words) < _MOST_KEPT:
+            self._words.update((word, row) for word, row in fresh.items() if len(word) <= _LONGEST_KEPT)
+        return {word: fresh.get(word) or self._words[word] for word in words} if fresh else self._words
 
     def end_offsets(self, text: str) -> np.ndarray:
         """For every token the offset in bytes (UTF-8) at which its part of the text ends."""
         return piece_spans(self._model.encode(text, out_type="serialized_proto"))[1]
 
-    def _first(self, text: str, start: int, ids: np.ndarray) -> int:
-        normal = self._lead + text.replace(" ", _SPACE_SIGN)
-        if self._model.normalize(text) == normal and self._unknown not in ids:
-            ends = self._lengths[ids].cumsum()
-            return int(np.searchsorted(ends, len(normal[: len(self._lead) + start].encode()), side="right"))
-        return self._first_by_spans(text, start)
-
     def _first_by_spans(self, text: str, start: int) -> int:
-        """The same from SentencePiece's own account, for models that rewrite text or know no bytes."""
+        """Tokens wholly before a character, by SentencePiece's own account."""
         begins, ends = piece_spans(self._model.encode(text, out_type="serialized_proto"))
         boundary = len(text[:start].encode())
         # all bytes of a character but the last have an empty place, at the character's beginning
         behind = np.where(begins == ends, begins >= boundary, ends > boundary)
         return int(behind.argmax()) if behind.any() else len(begins)
-
-
-def _written_bytes(model: Any, index: int) -> int:
-    return 1 if model.is_byte(index) else len(model.id_to_piece(index).encode())
 
 
 def piece_spans(message: bytes) -> tuple[np.ndarray, np.ndarray]:

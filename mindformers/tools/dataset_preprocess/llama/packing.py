@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-__all__ = ["IGNORED", "Packer", "padded"]
+__all__ = ["IGNORED", "PACKED_COLUMNS", "Packer", "padded"]
 
+PACKED_COLUMNS = ("input_ids", "labels", "segment_ids")
 IGNORED = -100  # label of a token that is not learned
 
 
@@ -32,21 +33,25 @@ class Packer:
         self._by_length: list[tuple[int, int]] = []  # (tokens, - arrival), sorted
         self._arrivals = 0
 
-    def add(self, ids: np.ndarray, labels: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
-        """Take a sample, int32 (tokens,) with at most ``length`` tokens; give the records this finishes, 0 or 1."""
+    def add(self, ids: np.ndarray, labels: np.ndarray) -> Iterator[np.ndarray]:
+        """Take a sample, int32 (tokens,) with at most ``length`` tokens.
+
+        Yields:
+            A record when one is full, int32 (3, length), in the order of ``PACKED_COLUMNS``: ids, labels, and the
+            number of the sample, 1, 2, ..., 0 for padding.
+        """
         self._waiting[self._arrivals] = ids, labels
         insort(self._by_length, (len(ids), -self._arrivals))
         self._arrivals += 1
         if len(self._waiting) > self._window:
             yield self._record()
 
-    def rest(self) -> Iterator[dict[str, np.ndarray]]:
+    def rest(self) -> Iterator[np.ndarray]:
         """Records of the samples that are still waiting."""
         while self._waiting:
             yield self._record()
 
-    def _record(self) -> dict[str, np.ndarray]:
-        """Columns of shape (1, length): input_ids, labels, segment_ids (1, 2, ... for the samples, 0 for padding)."""
+    def _record(self) -> np.ndarray:
         oldest = next(iter(self._waiting))
         chosen, room = [], self._length
         place = bisect_left(self._by_length, (len(self._waiting[oldest][0]), -oldest))
@@ -55,13 +60,13 @@ class Packer:
             chosen.append(self._waiting.pop(-arrival))
             room -= tokens
             place = self._next(room)
-        numbers = np.repeat(np.arange(1, len(chosen) + 1, dtype=np.int32), [len(ids) for ids, _ in chosen])
-        columns = {
-            "input_ids": (np.concatenate([ids for ids, _ in chosen]), self._pad_id),
-            "labels": (np.concatenate([labels for _, labels in chosen]), IGNORED),
-            "segment_ids": (numbers, 0),
-        }
-        return {name: np.pad(row, (0, room), constant_values=fill)[None] for name, (row, fill) in columns.items()}
+        record = np.array([[self._pad_id], [IGNORED], [0]], np.int32).repeat(self._length, 1)
+        begin = 0
+        for number, (ids, labels) in enumerate(chosen, 1):
+            end = begin + len(ids)
+            record[0, begin:end], record[1, begin:end], record[2, begin:end] = ids, labels, number
+            begin = end
+        return record
 
     def _next(self, room: int) -> int:
         """Place in ``_by_length`` of the sample to add, the oldest of its length; -1 when none fits."""

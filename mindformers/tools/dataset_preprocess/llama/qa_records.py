@@ -15,7 +15,7 @@ from mindformers.tools.dataset_preprocess.llama.answer_tokens import SpanEncoder
 from mindformers.tools.dataset_preprocess.llama.conversations import Segment, Template, dialogue_of
 from mindformers.tools.dataset_preprocess.llama.job import Job, byte_progress, file_names
 from mindformers.tools.dataset_preprocess.llama.json_records import BadRecordError, Skipped, batches, read_json_records
-from mindformers.tools.dataset_preprocess.llama.packing import IGNORED, Packer, padded
+from mindformers.tools.dataset_preprocess.llama.packing import IGNORED, PACKED_COLUMNS, Packer, padded
 from mindformers.tools.dataset_preprocess.llama.record_output import DatasetOutput
 from mindformers.tools.dataset_preprocess.llama.token_stream import TokenizerFile
 from mindformers.tools.dataset_preprocess.llama.worker_pool import ordered_map
@@ -152,7 +152,7 @@ class QaCounts:
 
 def qa_columns(job: Job) -> tuple[str, ...]:
     """The columns that are written."""
-    return ("input_ids", "labels", "segment_ids") if job.pack else ("input_ids", "labels")
+    return PACKED_COLUMNS if job.pack else PACKED_COLUMNS[:2]
 
 
 def convert_qa(job: Job, output: DatasetOutput) -> QaCounts:
@@ -171,8 +171,8 @@ def convert_qa(job: Job, output: DatasetOutput) -> QaCounts:
         for columns in _records(job, samples, packer):
             counts.records += len(columns["input_ids"])
             output.write(**columns)
-    for columns in packer.rest():
-        counts.records += 1
+    for columns in _stacked(list(packer.rest())):
+        counts.records += len(columns["input_ids"])
         output.write(**columns)
     counts.bad_records, counts.first_bad_records = skipped.count, skipped.first
     if not counts.records:
@@ -216,5 +216,13 @@ def _records(job: Job, samples: Samples, packer: Packer) -> Iterator[dict[str, n
             yield {name: padded(flat[name], samples.lengths, job.record_length, fill) for name, fill in fills.items()}
         return
     ends = np.cumsum(samples.lengths)
+    full: list[np.ndarray] = []
     for end, length in zip(ends, samples.lengths, strict=True):
-        yield from packer.add(samples.ids[end - length : end], samples.labels[end - length : end])
+        full += packer.add(samples.ids[end - length : end], samples.labels[end - length : end])
+    yield from _stacked(full)
+
+
+def _stacked(records: list[np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+    if records:
+        columns = np.stack(records, axis=1)
+        yield {name: columns[index] for index, name in enumerate(PACKED_COLUMNS)}

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
 from mindformers.errors import DataError
@@ -29,7 +29,8 @@ def ordered_map(
         items: read only as fast as they are worked on.
         factory: makes the function, once in each worker (it loads a tokenizer, for instance); it and the items can be
             pickled.
-        num_workers: 1 works in a thread of this process, more in that many processes.
+        num_workers: a thread of this process, which begins at once, and a process for each worker more, which takes
+            part as soon as it has started.
 
     Yields:
         One result per item, in order.
@@ -38,11 +39,16 @@ def ordered_map(
         DataError: a process died.
     """
     pending: deque[Future[Result]] = deque()
-    with _submitter(factory, num_workers) as submit:
+    with ExitStack() as stack:
+        workers = [stack.enter_context(_thread(factory))]
+        if num_workers > 1:
+            workers.insert(0, stack.enter_context(_processes(factory, num_workers - 1)))
         try:
             for item in items:
-                pending.append(submit(item))
-                if len(pending) > 2 * num_workers:
+                while len(pending) > 4 * num_workers or not any(worker.free() for worker in workers):
+                    yield pending.popleft().result()
+                pending.append(next(worker for worker in workers if worker.free()).submit(item))
+                while pending and pending[0].done():
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
@@ -52,25 +58,41 @@ def ordered_map(
             ) from error
 
 
+class _Worker:
+    """An executor that is given two items at a time for each of its threads or processes."""
+
+    def __init__(self, executor: Executor, function: Callable, size: int, ready: Callable[[], bool]) -> None:
+        self._executor = executor
+        self._function = function
+        self._most = 2 * size
+        self._ready = ready
+        self._running: list[Future[Any]] = []
+
+    def free(self) -> bool:
+        self._running = [future for future in self._running if not future.done()]
+        return len(self._running) < self._most and self._ready()
+
+    def submit(self, item: Any) -> "Future[Any]":
+        self._running.append(self._executor.submit(self._function, item))
+        return self._running[-1]
+
+
 @contextmanager
-def _submitter(factory: Callable[[], Callable], num_workers: int) -> Iterator[Callable[[Any], "Future[Any]"]]:
-    """The function that hands one item to a worker."""
-    executor: Executor
-    if num_workers == 1:
-        executor = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
-        function = factory()
-
-        def submit(item: Any) -> "Future[Any]":
-            return executor.submit(function, item)
-    else:
-        context = multiprocessing.get_context("spawn")  # MindSpore's threads do not survive a fork
-        executor = ProcessPoolExecutor(num_workers, context, _start_process, (factory,))
-
-        def submit(item: Any) -> "Future[Any]":
-            return executor.submit(_call, item)
-
+def _thread(factory: Callable[[], Callable]) -> Iterator[_Worker]:
+    executor = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
     try:
-        yield submit
+        yield _Worker(executor, factory(), 1, lambda: True)
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _processes(factory: Callable[[], Callable], count: int) -> Iterator[_Worker]:
+    context = multiprocessing.get_context("spawn")  # MindSpore's threads do not survive a fork
+    executor = ProcessPoolExecutor(count, context, _start_process, (factory,))
+    try:
+        started = [executor.submit(os.getpid) for _ in range(count)]
+        yield _Worker(executor, _call, count, lambda: any(future.done() for future in started))
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
 
