@@ -3,7 +3,6 @@
 
 import re
 from collections.abc import Iterator
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -32,15 +31,18 @@ class SpanEncoder:
 
     def __init__(self, model_file: str) -> None:
         self._model = load_sentencepiece(model_file)
-        pieces = [self._model.id_to_piece(i) for i in range(self._model.get_piece_size())]
-        self._lengths = np.array([1 if self._model.is_byte(i) else len(p.encode()) for i, p in enumerate(pieces)])
-        self._unknown = self._model.unk_id()
+        every = list(range(self._model.get_piece_size()))
+        pieces, are_bytes = self._model.id_to_piece(every), self._model.is_byte(every)
+        lengths = [1 if byte else len(piece.encode()) for byte, piece in zip(are_bytes, pieces, strict=True)]
+        self._lengths = np.array(lengths)
         self._by_words = (
             self._model.normalize("a") == f"{_SPACE}a"
             and _SPACE in pieces
             and not any(_SPACE in piece.lstrip(_SPACE) for piece in pieces)
         )
-        self._words: dict[str, list[int]] = {_SPACE: [self._model.piece_to_id(_SPACE)]}
+        # a word, with the spaces before it -> its ids as int32 bytes; words with unknown characters
+        self._words = {_SPACE: np.int32(self._model.piece_to_id(_SPACE)).tobytes()}
+        self._odd: set[str] = set()
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
         """The ids of every text, int32 arrays of shape (tokens,)."""
@@ -74,22 +76,26 @@ class SpanEncoder:
             _WORD.findall(normal) if self._by_words and self._model.normalize(text) == normal else None
             for text, normal in zip(texts, normals, strict=True)
         ]
-        known = self._learned({word for found in words for word in found or ()})
+        passing = self._learn(set().union(*filter(None, words)).difference(self._words))
         for text, normal, found in zip(texts, normals, words, strict=True):
             if found is None:
                 yield np.array(self._model.encode(text), np.int32), None
             else:
-                row = list(chain.from_iterable(map(known.__getitem__, found)))
-                yield np.array(row, np.int32), None if self._unknown in row else normal
+                ids = np.frombuffer(b"".join(map(self._words.__getitem__, found)), np.int32)
+                yield ids, normal if self._odd.isdisjoint(found) else None
+        for word in passing:
+            del self._words[word]
+        self._odd.difference_update(passing)
 
-    def _learned(self, words: set[str]) -> dict[str, list[int]]:
-        """The ids of the words, with their spaces; SentencePiece puts the first space there by itself."""
-        new = [word for word in words if word not in self._words]
+    def _learn(self, words: set[str]) -> list[str]:
+        """Tokenize words; gives those that are not to be kept. SentencePiece puts the first space there by itself."""
+        new = list(words)
         rows = self._model.encode([word[1:].replace(_SPACE, " ") for word in new], num_threads=1) if new else []
-        fresh = dict(zip(new, rows, strict=True))
-        if len(self._words) < _MOST_KEPT:
-            self._words.update((word, row) for word, row in fresh.items() if len(word) <= _LONGEST_KEPT)
-        return {word: fresh.get(word) or self._words[word] for word in words} if fresh else self._words
+        full = len(self._words) + len(new) > _MOST_KEPT
+        self._words.update((word, np.array(row, np.int32).tobytes()) for word, row in zip(new, rows, strict=True))
+        unknown = self._model.unk_id()
+        self._odd.update(word for word, row in zip(new, rows, strict=True) if unknown in row)
+        return new if full else [word for word in new if len(word) > _LONGEST_KEPT]
 
     def end_offsets(self, text: str) -> np.ndarray:
         """For every token the offset in bytes (UTF-8) at which its part of the text ends."""
