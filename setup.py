@@ -81,6 +81,7 @@ setup(
         "rich>=13",
         "requests>=2.32",
         "urllib3>=2.2",  # read1: reading what has arrived without waiting for more
+        "fschat>=0.2.36",  # conversation templates; needs a build with --use-pep517 (scripts/env.sh says why)
     ],
     extras_require={
         "convert": CONVERT,

@@ -61,7 +61,9 @@ mf_install() { # VENV EXTRAS
     local log="$1/install.log" started=$SECONDS
     mf_say "Installing mindformers[$2] into $1 (the first time downloads about 1 GB; log: $log)"
     : >"$log"
-    if ! PIP_USER=0 "$1/bin/python" -m pip install --disable-pip-version-check --progress-bar off \
+    # --use-pep517: fschat needs wavedrom, which exists as source only; pip before 25.3 builds it the old way when the
+    # environment has the package wheel, and that way misses a dependency of its build tools.
+    if ! PIP_USER=0 "$1/bin/python" -m pip install --disable-pip-version-check --progress-bar off --use-pep517 \
         -e "${MF_ROOT}[$2]" 2>&1 | mf_show_progress "$log"; then
         tail -n 15 "$log" | sed 's/^/  pip: /' >&2
         mf_die "the installation failed; everything pip said is in $log. Run the same command again to go on."
