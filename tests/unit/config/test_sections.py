@@ -139,3 +139,12 @@ def test_run_config_in_python():
         cfg.runner_config = 3
     with pytest.raises(ConfigError, match=r"unknown key 'sed'"):
         cfg.sed = 3
+
+
+def test_columns_of_llama_come_in_one_order() -> None:
+    for columns in (["input_ids"], ["input_ids", "labels"], ["input_ids", "labels", "segment_ids"]):
+        cfg = load_config("run_llama2_tiny", [("train_dataset.input_columns", str(columns))])
+        assert cfg.train_dataset.input_columns == columns
+    for columns in ("[labels]", "[input_ids,segment_ids]", "[input_ids,labels,segment_ids,more]"):
+        with pytest.raises(ConfigError, match=r"is not one of: \[input_ids\], \[input_ids, labels\]"):
+            load_config("run_llama2_tiny", [("train_dataset.input_columns", columns)])

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn
 
+from mindformers.core.metric.perplexity import PerplexityMetric
 from mindformers.models.llama.llama import LlamaForCausalLM
 from mindformers.tools.dataset_preprocess.llama.packing import IGNORED, Packer
+from mindformers.trainer.evaluate import EvalCell, evaluate_dataset
 from mindformers.wrapper import MFTrainOneStepCell
 from tests.parity.llama_cases import fill, tiny_config
 
@@ -102,3 +104,14 @@ def test_train_step_takes_the_columns_with_and_without_accumulation(network) -> 
             value = cell.set_train()(*batch)[0]
         assert float(value.asnumpy()) == pytest.approx(loss / count, rel=1e-5)
     assert float(network(batch[0], batch[1], segment_ids=batch[2]).asnumpy()) == pytest.approx(loss / count, rel=1e-5)
+
+
+def test_evaluation_with_a_last_batch_that_is_not_full(network) -> None:
+    made = samples(10)
+    loss, count, _ = summed(network, alone(made))
+    columns = packed(made)
+    assert len(columns[0]) % 4
+
+    data = ms.dataset.NumpySlicesDataset(tuple(columns), ["input_ids", "labels", "segment_ids"], shuffle=False)
+    result = evaluate_dataset(EvalCell(network), data.batch(4), PerplexityMetric(), IGNORED, 0)
+    assert result["loss"] == pytest.approx(loss / count, rel=1e-5)
