@@ -6,10 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mindformers.config import load_config
-from mindformers.config.files import find_config
+from mindformers.config.files import shipped_configs
 from mindformers.errors import DataError
-from mindformers.model_zoo import MODELS, known_name
 
 __all__ = ["Partner", "load_partner", "speaks_llama2"]
 
@@ -33,48 +31,22 @@ def load_partner(source: str, load_checkpoint: str = "") -> Partner:
     """Build the model with its weights, and its tokenizer.
 
     Args:
-        source: registered name, YAML (or the name of a shipped one), output folder of a run, folder of Hugging Face.
+        source: what ``AutoModel.from_pretrained`` takes, or the name of a shipped config.
         load_checkpoint: weights that replace those of the source.
 
     Raises:
         MindFormersError: there is no such model, or it has no weights or no vocabulary.
     """
-    from mindformers.checkpoint.foreign import foreign_kind
+    from mindformers.auto_class import AutoConfig, AutoModel, AutoTokenizer
 
-    path = Path(source).expanduser()
-    if path.is_dir() and foreign_kind(path):
-        return _foreign_partner(path, load_checkpoint)
-    return _run_partner(path, source, load_checkpoint)
-
-
-def _foreign_partner(folder: Path, load_checkpoint: str) -> Partner:
-    """From a folder of Hugging Face or Meta, used as it is."""
-    from mindformers.models.llama.foreign_config import llama_config_from
-    from mindformers.models.llama.llama import LlamaForCausalLM
-    from mindformers.models.llama.llama_tokenizer import LlamaTokenizer
-
-    tokenizer = LlamaTokenizer.from_pretrained(folder)  # first: it is quick, and may be missing
-    config = llama_config_from(folder, checkpoint_name_or_path=load_checkpoint or str(folder))
-    return Partner(LlamaForCausalLM(config), tokenizer)
-
-
-def _run_partner(path: Path, source: str, load_checkpoint: str) -> Partner:
-    """From a YAML, a name that stands for one, or the output folder of a run, which holds its ``config.yaml``."""
-    from mindformers.trainer.build import build_network, load_weights
-    from mindformers.trainer.predict import build_tokenizer
-
-    name = known_name(source)
-    saved = path / "config.yaml"
-    if saved.is_file():
-        source, load_checkpoint = str(saved), load_checkpoint or str(path)
-    elif name:
-        source = MODELS[name].config
-    options = ["use_parallel=False", *([f"load_checkpoint={load_checkpoint}"] if load_checkpoint else [])]
-    cfg = load_config(find_config(source), options)
-    tokenizer = build_tokenizer(cfg)
-    network = build_network(cfg)
-    load_weights(network, cfg, required=True)
-    return Partner(network, tokenizer)
+    if not Path(source).expanduser().exists():
+        source = str(shipped_configs().get(source, source))
+    tokenizer = AutoTokenizer.from_pretrained(source)  # first: it is quick, and may be missing
+    if not load_checkpoint:
+        return Partner(AutoModel.from_pretrained(source), tokenizer)
+    config = AutoConfig.from_pretrained(source)
+    config.checkpoint_name_or_path = load_checkpoint
+    return Partner(AutoModel.from_config(config), tokenizer)
 
 
 def speaks_llama2(source: str) -> tuple[bool, str]:

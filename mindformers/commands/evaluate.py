@@ -56,7 +56,7 @@ def load_model(source: str, checkpoint: str | None, options: list[str], device_t
     from mindformers.core.context import init_context, set_seed
 
     if Path(source).suffix in (".yaml", ".yml"):
-        from mindformers.trainer.build import build_network, load_weights
+        from mindformers.trainer.network import build_network, load_weights
         from mindformers.trainer.predict import build_tokenizer
 
         changes = [*options, "run_mode=eval", "use_parallel=False"]

@@ -76,6 +76,13 @@ def build_app(service: Service, model_name: str, chat: bool, api_key: str | None
         answers = service.submit([prompt], body, body.max_completion_tokens or body.max_tokens, wanted)
         return await _respond(answers, body, request, ChatFormat(service.tokenizer, body, [prompt], model_name))
 
+    _add_pages(app, service, metrics)
+    return app
+
+
+def _add_pages(app: FastAPI, service: Service, metrics: Metrics) -> None:
+    """What is not part of the OpenAI API: health, metrics, the chat page."""
+
     @app.get("/health")
     def health() -> JSONResponse:
         alive = service.engine.alive
@@ -89,8 +96,6 @@ def build_app(service: Service, model_name: str, chat: bool, api_key: str | None
     @app.get("/")
     def page() -> HTMLResponse:
         return HTMLResponse(_PAGE.read_text(encoding="utf-8"))
-
-    return app
 
 
 def _add_errors(app: FastAPI, metrics: Metrics, api_key: str | None) -> None:

@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from mindformers.core.context import init_context  # MindSpore, seconds: only when the config is right
     from mindformers.inference.exporter import export_mindir
-    from mindformers.trainer.build import build_network, load_weights
+    from mindformers.trainer.network import build_network, load_weights
 
     init_context(False, cfg.context, cfg.parallel, cfg.output_dir)
     network = build_network(cfg)

@@ -16,18 +16,12 @@ from mindformers.core.context import init_context, set_seed
 from mindformers.errors import CheckpointError, ConfigError
 from mindformers.models.build import pretrained_tokenizer
 from mindformers.tools.logger import get_logger
-from mindformers.trainer.build import (
-    Given,
-    TrainTask,
-    build_network,
-    build_training,
-    load_weights,
-    training_data,
-    try_run,
-)
+from mindformers.trainer.build import Given, TrainTask, build_training, try_run
 from mindformers.trainer.evaluate import EvalCell, build_eval_dataset, evaluate
+from mindformers.trainer.network import build_network, load_weights
 from mindformers.trainer.predict import predict
 from mindformers.trainer.setup import make_run_config, use_path
+from mindformers.trainer.train_data import training_data
 from mindformers.trainer.training_args import TrainingArguments
 
 logger = get_logger(__name__)
@@ -160,7 +154,8 @@ class Trainer:
         cfg = self._config_for("eval", eval_checkpoint, auto_trans_ckpt=auto_trans_ckpt)
         if self._eval_batch:
             cfg.runner_config.batch_size = self._eval_batch
-        return evaluate(cfg, EvalCell(self._ready(cfg, eval_checkpoint)), self.eval_dataset)
+        cell = EvalCell(self._ready(cfg, eval_checkpoint))
+        return evaluate(cfg, cell, self.eval_dataset, tokenizer=self._own_tokenizer())
 
     def predict(
         self,
@@ -187,9 +182,8 @@ class Trainer:
         given = input_data if input_data is not None else cfg.input_data
         if given is None:
             raise ConfigError("predict needs prompts: input_data='a text', a list, a file or a dataset")
-        if isinstance(self.tokenizer, str | Path):
-            self.tokenizer = pretrained_tokenizer(self.tokenizer)
-        return predict(cfg, self._ready(cfg, predict_checkpoint), given, self.tokenizer, batch_size, **settings)
+        network = self._ready(cfg, predict_checkpoint)
+        return predict(cfg, network, given, self._own_tokenizer(), batch_size, **settings)
 
     def set_parallel_config(self, micro_batch_interleave_num: int | None = None, **values: Any) -> None:
         """Set how the model is split over the ranks.
@@ -299,6 +293,12 @@ class Trainer:
             load_weights(self._network, cfg, required=True, rank=layout.rank)
         self._network.set_train(False)
         return self._network
+
+    def _own_tokenizer(self) -> Any:
+        """The tokenizer given at construction, loaded when it was named; None for the config's."""
+        if isinstance(self.tokenizer, str | Path):
+            self.tokenizer = pretrained_tokenizer(self.tokenizer)
+        return self.tokenizer
 
     def _adapt(self) -> None:
         """Put adapters around a model object that is to have them."""

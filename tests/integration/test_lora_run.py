@@ -21,7 +21,7 @@ from mindformers.config.overrides import Override
 from mindformers.errors import CheckpointError, MindFormersError
 from mindformers.tools import merge_lora
 from mindformers.trainer import Trainer
-from mindformers.trainer.build import build_network
+from mindformers.trainer.network import build_network
 from tests.helpers import REPO
 
 STEPS, SAVE_EVERY = 12, 5

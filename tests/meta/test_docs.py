@@ -87,3 +87,11 @@ def test_readme_sets_up_with_two_commands():
     first = [line.split("#")[0].strip() for line in blocks[0].splitlines()]
     assert first == ["bash scripts/quickstart.sh", "bash scripts/test.sh"]
     assert first[1] in (REPO / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def test_the_errors_page_is_that_of_the_code():
+    import runpy
+
+    tool = runpy.run_path(str(REPO / "tools" / "gen_errors_doc.py"))
+    page = (REPO / "docs" / "errors.md").read_text(encoding="utf-8")
+    assert tool["document"]() == page, "run: python tools/gen_errors_doc.py"

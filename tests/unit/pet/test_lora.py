@@ -18,7 +18,7 @@ from mindformers.pet import LoraConfig, LoRADense, get_pet_model
 from mindformers.pet.adapter import adapted_layers, base_fingerprint, is_adapter_name
 from mindformers.pet.dropout import POOL_ROWS, PooledDropout, kept_share, mask_pool
 from mindformers.pet.lora import DroppedLowRank
-from mindformers.trainer.build import frozen_weights, train_state
+from mindformers.trainer.state import frozen_weights, train_state
 from mindformers.wrapper import MFTrainOneStepCell
 from tests.parity.llama_cases import fill, records, tiny_config
 
