@@ -173,15 +173,6 @@ def run(block: Block, folder: Path) -> str:
     return output
 
 
-def after(block: Block, folder: Path) -> None:
-    """What a reader has at this point besides: the weights under the name they are published as."""
-    if block.name == "convert":
-        cache = folder / "checkpoint_download" / "llama2"
-        cache.mkdir(parents=True)
-        shutil.copy(folder / "weights" / "llama2_7b.ckpt", cache)
-        shutil.copy(folder / "data" / "tokenizer.model", cache)
-
-
 @pytest.mark.slow
 def test_the_card_runs_from_top_to_bottom(folder):
     for block in blocks_of(PAGES["llama2"]):
@@ -191,4 +182,3 @@ def test_the_card_runs_from_top_to_bottom(folder):
         output = run(block, folder)
         for text in entry.get("expect", ()):
             assert text in output, f"{block.name}: {text!r} is not in what it printed:\n{output[-4000:]}"
-        after(block, folder)
