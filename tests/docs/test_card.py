@@ -140,7 +140,7 @@ def make_data(folder: Path) -> None:
     config = {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": hidden, "intermediate_size": ffn,
         "num_hidden_layers": layers, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": vocab,
-        "max_position_embeddings": tiny["seq_length"], "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "torch_dtype": "float32",
+        "max_position_embeddings": tiny["seq_length"], "rms_norm_eps": 1e-5, "torch_dtype": "float32",
         "bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": False, "hidden_act": "silu",
     }  # fmt: skip
     (hf / "config.json").write_text(json.dumps(config), encoding="utf-8")
