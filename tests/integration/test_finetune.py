@@ -90,8 +90,8 @@ def test_evaluation_changes_no_loss(
 ) -> None:
     results = []
 
-    evaluate = build.evaluate
-    monkeypatch.setattr(build, "evaluate", lambda *args, **kw: results.append(evaluate(*args, **kw)))
+    evaluate = callbacks.evaluate
+    monkeypatch.setattr(callbacks, "evaluate", lambda *args, **kw: results.append(evaluate(*args, **kw)))
     if "metric.type" in changes:
         changes = changes | {"processor.tokenizer.vocab_file": str(tiny_tokenizer[0]),
                              "eval_dataset.data_loader.dataset_dir": str(tiny_tokenizer[1])}  # fmt: skip
