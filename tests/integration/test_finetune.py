@@ -14,7 +14,7 @@ from mindformers.dataset.mindrecord import MindRecordWriter
 from mindformers.errors import CheckpointError, DataError
 from mindformers.models.llama.llama import LlamaForCausalLM
 from mindformers.models.llama.llama_config import LlamaConfig
-from mindformers.trainer import Trainer, build
+from mindformers.trainer import Trainer, callbacks
 
 STEPS, LENGTH, VOCAB = 6, 16, 300
 
