@@ -83,6 +83,7 @@ def llama_config_from(path: str | Path, weights: ForeignTensors | None = None, *
             fields |= {key: value for key, value in named.items() if value is not None}
     else:
         raise CheckpointError(f"{path}: neither {HF_CONFIG} with weights of Hugging Face nor {META_PARAMS} with Meta's")
+    fields.setdefault("do_sample", False)  # the default of transformers; r0.8's was to draw
     try:
         return LlamaConfig(**{**fields, **changes})
     except ConfigError as error:

@@ -72,9 +72,10 @@ def test_defaults_are_those_of_transformers_and_generation_config_is_read(tmp_pa
     )
     assert (config.rms_norm_eps, config.num_kv_heads, config.tie_word_embeddings) == (1e-6, 4, False)
     assert config.param_init_type == "float32"  # of the weights
-    write_json(tmp_path / "generation_config.json", {"do_sample": False, "top_p": 0.5, "eos_token_id": 9})
+    assert not config.do_sample
+    write_json(tmp_path / "generation_config.json", {"do_sample": True, "top_p": 0.5, "eos_token_id": 9})
     config = llama_config_from(tmp_path, top_k=3)
-    assert (config.do_sample, config.top_p, config.eos_token_id, config.top_k) == (False, 0.5, 9, 3)
+    assert (config.do_sample, config.top_p, config.eos_token_id, config.top_k) == (True, 0.5, 9, 3)
 
 
 def test_nothing_there(tmp_path):
