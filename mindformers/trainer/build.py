@@ -26,10 +26,10 @@ from mindformers.dataset.mindrecord import find_mindrecord_files, inspect_mindre
 from mindformers.dataset.order import steps_per_epoch
 from mindformers.errors import CheckpointError, ConfigError
 from mindformers.models.llama.llama_config import LlamaConfig
-from mindformers.models.llama.llama_parallel import apply_recompute
 from mindformers.registry import MindFormerModuleType, MindFormerRegister
 from mindformers.tools.logger import get_logger
 from mindformers.trainer.evaluate import EvalCell, evaluate
+from mindformers.trainer.parallel import compile_split, lay_out, split_records
 from mindformers.wrapper import MFTrainOneStepCell
 
 logger = get_logger(__name__)
@@ -102,7 +102,7 @@ def build_training(cfg: RunConfig, layout: OutputLayout, dataset: Any = None, ev
     if resume is None:
         load_weights(network, cfg, required=cfg.run_mode == "finetune", rank=layout.rank)
     network.set_train(True)
-    apply_recompute(network, cfg.recompute_config)
+    network = lay_out(network, cfg)
     optimizer = build_optimizer(cfg, network, progress)
     cell = MFTrainOneStepCell(
         network,
@@ -113,6 +113,7 @@ def build_training(cfg: RunConfig, layout: OutputLayout, dataset: Any = None, ev
         accumulation=progress.accumulation,
     )
     cell.set_train(True)
+    compile_split(cell, cfg)
     if resume is not None:
         restore(train_state(cell), resume, manifest)
     callbacks = build_callbacks(cfg, progress, layout, cell, manifest, resume)
@@ -127,7 +128,8 @@ def _build_data(cfg: RunConfig, resume: ResumePoint | None, dataset: Any) -> tup
     runner, section = cfg.runner_config, cfg.train_dataset
     accumulation = runner.gradient_accumulation_steps
     seq_length = cfg.model.config.seq_length
-    global_batch = runner.batch_size * accumulation
+    batch_size = runner.batch_size * split_records(cfg)
+    global_batch = batch_size * accumulation
     start = resume.manifest.step if resume else 0
     if dataset is not None:
         steps = dataset.get_dataset_size() // accumulation
@@ -152,7 +154,7 @@ def _build_data(cfg: RunConfig, resume: ResumePoint | None, dataset: Any) -> tup
         dataset_dir=loader.dataset_dir,
         dataset_files=loader.dataset_files,
         input_columns=section.input_columns,
-        batch_size=runner.batch_size,
+        batch_size=batch_size,
         global_batch_size=global_batch,
         shuffle=loader.shuffle,
         seed=cfg.seed,
@@ -218,9 +220,10 @@ def _loss_scale(cfg: RunConfig) -> Any:
 def train_state(cell: nn.Cell) -> dict[str, ms.Parameter]:
     """What a checkpoint holds: weights, moments, counters, loss scale.
 
-    Accumulated gradients are left out: a checkpoint is taken between optimizer steps, where they count for nothing.
+    Accumulated gradients are left out: a checkpoint is taken between optimizer steps, where they count for nothing. So
+    is what compilation finds out anew.
     """
-    return {p.name: p for p in cell.get_parameters() if not p.name.startswith("accu_")}
+    return {p.name: p for p in cell.get_parameters() if not p.name.startswith(("accu_", "norm_shares"))}
 
 
 def _prefix(cfg: RunConfig) -> str | None:

@@ -14,6 +14,7 @@ from mindformers.errors import ConfigError
 from mindformers.tools.logger import get_logger
 from mindformers.trainer.build import TrainTask, build_network, build_training, load_weights
 from mindformers.trainer.evaluate import EvalCell, evaluate
+from mindformers.trainer.parallel import lay_out, parallel_section
 from mindformers.trainer.predict import predict
 
 logger = get_logger(__name__)
@@ -61,7 +62,7 @@ class Trainer:
     def _start(self) -> OutputLayout:
         if self._layout is None:
             cfg = self.config
-            rank, _ = init_context(cfg.use_parallel, cfg.context, cfg.parallel, cfg.output_dir)
+            rank, _ = init_context(cfg.use_parallel, cfg.context, parallel_section(cfg), cfg.output_dir)
             set_seed(cfg.seed)
             self._layout = OutputLayout(cfg.output_dir, rank)
         return self._layout
@@ -71,7 +72,7 @@ class Trainer:
         if self._network is None:
             network = build_network(self.config)
             load_weights(network, self.config, required=True, rank=layout.rank)
-            self._network = network
+            self._network = lay_out(network, self.config)
         self._network.set_train(False)
         return self._network
 
