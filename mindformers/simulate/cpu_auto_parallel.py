@@ -101,14 +101,14 @@ def enable_simulation(size: int, rank: int) -> dict[str, list[int]]:
     groups: dict[str, list[int]] = {}
     _rename_device_target()
 
-    def rank_in_group(name: str | None = None, *_: Any, **__: Any) -> int:
-        return groups[name].index(rank) if name in groups else rank
+    def rank_in_group(group: str | None = None) -> int:
+        return groups[group].index(rank) if group in groups else rank
 
-    def group_size(name: str | None = None, *_: Any, **__: Any) -> int:
-        return len(groups[name]) if name in groups else size
+    def group_size(group: str | None = None) -> int:
+        return len(groups[group]) if group in groups else size
 
     _hook_comm_manager(lambda name, ranks: groups.__setitem__(name, list(ranks)), rank_in_group, group_size)
-    management._get_rank_helper = rank_in_group  # communication primitives ask Python as well
+    management._get_rank_helper = rank_in_group  # communication primitives ask Python, with group=...
     management._get_size_helper = group_size
     _state["simulation"] = rank
     return groups

@@ -15,6 +15,7 @@ from mindformers.checkpoint.resume import ResumePoint, find_resume, restore
 from mindformers.config import RunConfig
 from mindformers.core.callback import CheckpointMonitor, EvalCallBack, MFLossMonitor, ObsMonitor, ProfileMonitor
 from mindformers.core.lr import resolve_schedule
+from mindformers.core.parallel_context import is_split
 from mindformers.core.param_groups import group_parameters
 from mindformers.core.progress import TrainProgress
 from mindformers.dataset.causal_language_model import (
@@ -30,7 +31,7 @@ from mindformers.registry import MindFormerModuleType, MindFormerRegister
 from mindformers.tools.logger import get_logger
 from mindformers.trainer.evaluate import EvalCell, evaluate
 from mindformers.trainer.parallel import compile_split, lay_out, split_records
-from mindformers.wrapper import MFTrainOneStepCell
+from mindformers.wrapper import MFPipelineWithLossScaleCell, MFTrainOneStepCell
 
 logger = get_logger(__name__)
 
@@ -104,15 +105,7 @@ def build_training(cfg: RunConfig, layout: OutputLayout, dataset: Any = None, ev
     network.set_train(True)
     network = lay_out(network, cfg)
     optimizer = build_optimizer(cfg, network, progress)
-    cell = MFTrainOneStepCell(
-        network,
-        optimizer,
-        use_clip_grad=cfg.runner_wrapper.use_clip_grad,
-        max_grad_norm=cfg.runner_wrapper.max_grad_norm,
-        scale_sense=_loss_scale(cfg),
-        accumulation=progress.accumulation,
-    )
-    cell.set_train(True)
+    cell = build_train_cell(cfg, network, optimizer)
     compile_split(cell, cfg)
     if resume is not None:
         restore(train_state(cell), resume, manifest)
@@ -206,6 +199,22 @@ def build_optimizer(cfg: RunConfig, network: nn.Cell, progress: TrainProgress) -
     return MindFormerRegister.get_instance_from_cfg(
         {"type": cfg.optimizer.type, **options}, MindFormerModuleType.OPTIMIZER
     )
+
+
+def build_train_cell(cfg: RunConfig, network: nn.Cell, optimizer: nn.Optimizer) -> MFTrainOneStepCell:
+    """The step of a run: with pipeline stages the one that sends micro batches through them."""
+    options = {
+        "use_clip_grad": cfg.runner_wrapper.use_clip_grad,
+        "max_grad_norm": cfg.runner_wrapper.max_grad_norm,
+        "scale_sense": _loss_scale(cfg),
+    }
+    layout = cfg.parallel_config
+    if is_split() and layout.pipeline_stage > 1:
+        cell = MFPipelineWithLossScaleCell(network, optimizer, micro_batch_num=layout.micro_batch_num, **options)
+    else:
+        accumulation = cfg.runner_config.gradient_accumulation_steps
+        cell = MFTrainOneStepCell(network, optimizer, accumulation=accumulation, **options)
+    return cell.set_train(True)
 
 
 def _loss_scale(cfg: RunConfig) -> Any:

@@ -32,7 +32,8 @@ def split_records(cfg: RunConfig) -> int:
 
 def lay_out(network: nn.Cell, cfg: RunConfig) -> nn.Cell:
     """The network with its recomputation and, where the compiler splits it, its strategies."""
-    apply_recompute(network, cfg.recompute_config if network.training else None)
+    recompute = cfg.recompute_config if network.training else None
+    apply_recompute(network, recompute, cfg.parallel_config.model_parallel)
     if is_split():
         has_reduce_scatter = ms.get_context("device_target") != "CPU"
         apply_parallel(network, cfg.parallel_config, reduce_scatter=has_reduce_scatter)

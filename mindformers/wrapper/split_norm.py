@@ -10,6 +10,13 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from mindformers.core.clip_grad import squared_sums
 from mindformers.core.parallel_context import stage_ranks
 
+_weighted = ops.MultitypeFuncGraph("weighted_square")
+
+
+@_weighted.register("Tensor", "Tensor")
+def _times_share(square: Tensor, share: Tensor) -> Tensor:
+    return square * ops.reshape(share, ())
+
 
 class SplitGlobalNorm(nn.Cell):
     """Root of the sum of squares of all gradients, of which this rank holds slices.
@@ -28,7 +35,8 @@ class SplitGlobalNorm(nn.Cell):
         self.shares = Parameter(Tensor(np.zeros(len(weights)), ms.float32), name="norm_shares", requires_grad=False)
         self.measured = False
         self.all_reduce = ops.AllReduce()
-        self.stack = ops.Stack()
+        self.split = ops.Split(0, len(weights))
+        self.hyper_map = ops.HyperMap()
 
     def measure(self, weights: ParameterTuple) -> None:
         """Read from the compiled parameters which part of each of them this rank holds; later calls do nothing."""
@@ -41,5 +49,6 @@ class SplitGlobalNorm(nn.Cell):
 
     def construct(self, gradients: tuple) -> Tensor:
         """The norm, a fp32 scalar."""
-        squares = self.stack(squared_sums(gradients))
-        return ops.sqrt(self.all_reduce(ops.reduce_sum(squares * self.shares)))
+        # one by one: in a pipeline MindSpore drops the gradients of other stages from this tuple
+        parts = self.hyper_map(_weighted, squared_sums(gradients), self.split(self.shares))
+        return ops.sqrt(self.all_reduce(ops.addn(parts)))

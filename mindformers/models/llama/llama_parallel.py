@@ -16,13 +16,13 @@ head, loss             rows over dp, vocabulary whole (or over mp)              
 =====================  =======================================================  ==============================
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import mindspore as ms
 from mindspore import nn
 
 from mindformers.core.loss import SplitCrossEntropyLoss
+from mindformers.simulate.memory import layer_stages
 
 
 def apply_parallel(network: nn.Cell, layout: Any, *, reduce_scatter: bool = True) -> None:
@@ -56,21 +56,7 @@ def apply_parallel(network: nn.Cell, layout: Any, *, reduce_scatter: bool = True
     _fuse_gradients(network, layout)
 
 
-def layer_stages(num_layers: int, stages: int, offset: int | Sequence[int] = 0) -> list[int]:
-    """The pipeline stage of each decoder layer.
-
-    Each stage takes ``(num_layers + 1) // stages`` layers, the last what remains. ``offset`` moves layers towards later
-    stages: one number for all layers, or one per stage.
-    """
-    per_stage = max((num_layers + 1) // stages, 1)
-    result = []
-    for layer in range(num_layers):
-        shift = offset if isinstance(offset, int) else offset[min(layer // per_stage, len(offset) - 1)]
-        result.append(min(max((layer + shift) // per_stage, 0), stages - 1))
-    return result
-
-
-def apply_recompute(network: nn.Cell, recompute_config: Any) -> None:
+def apply_recompute(network: nn.Cell, recompute_config: Any, slices: int = 1) -> None:
     """Mark what is computed again in the backward pass instead of being kept.
 
     Args:
@@ -78,6 +64,7 @@ def apply_recompute(network: nn.Cell, recompute_config: Any) -> None:
         recompute_config: the ``recompute_config`` section. ``recompute`` marks whole decoder layers,
             ``select_recompute`` only their attention product; the others say whether communication is repeated and
             whether what is kept stays sliced over the ranks.
+        slices: model_parallel, into how many slices that would be.
     """
     if recompute_config is None or not (recompute_config.recompute or recompute_config.select_recompute):
         return
@@ -86,7 +73,7 @@ def apply_recompute(network: nn.Cell, recompute_config: Any) -> None:
         options = {
             "mp_comm_recompute": recompute_config.mp_comm_recompute,
             "parallel_optimizer_comm_recompute": recompute_config.parallel_optimizer_comm_recompute,
-            "recompute_slice_activation": recompute_config.recompute_slice_activation,
+            "recompute_slice_activation": recompute_config.recompute_slice_activation and slices > 1,
         }
     for layer in network.model.layers:
         if recompute_config.recompute and not recompute_config.select_recompute:
