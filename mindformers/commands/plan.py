@@ -32,7 +32,7 @@ def plan(args: argparse.Namespace) -> int:
     cfg = configured(args)
     given = args.memory or getattr(cfg.context, "max_device_memory", None) or _DEFAULT_MEMORY
     available = parse_memory(str(given))
-    workers = args.workers or os.cpu_count() or 1
+    workers = (os.cpu_count() or 1) if args.workers is None else args.workers
     if workers < 1:
         raise ConfigError(f"--workers must be at least 1, got {workers}")
     folder = None

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How much memory one device of a pipeline stage needs in training: the formulas of docs/parallel.md, no MindSpore.
 
-Letters as in the documentation: b records per data parallel rank and micro batch, S tokens of a record, T = b * S, H hidden,
-F feed-forward, N query heads, K key/value heads, D head size, V vocabulary, c bytes of the compute type.
+Letters as in the documentation: b records per data parallel rank and micro batch, S tokens of a record, T = b * S,
+H hidden, F feed-forward, N query heads, K key/value heads, D head size, V vocabulary, c bytes of the compute type.
 """
 
 import math
@@ -10,26 +10,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mindformers.config import RunConfig
+from mindformers.config.schema.parallel import layer_stages
 
 BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 GIB = 1 << 30
 # Fitted to measured runs on CPU (docs/parallel.md): all results of a layer as a multiple of those kept for the backward
 # pass, those of the size of the scores, masks of that size, and those of the size of the logits in fp32.
 CPU_LAYER, CPU_SCORES, CPU_MASKS, CPU_HEAD = 1.9, 4.8, 2.0, 5.0
-
-
-def layer_stages(num_layers: int, stages: int, offset: int | list[int] = 0) -> list[int]:
-    """The pipeline stage of each decoder layer.
-
-    Each stage takes ``(num_layers + 1) // stages`` layers, the last what remains. ``offset`` moves layers towards later
-    stages: one number for all layers, or one per stage.
-    """
-    per_stage = max((num_layers + 1) // stages, 1)
-    result = []
-    for layer in range(num_layers):
-        shift = offset if isinstance(offset, int) else offset[min(layer // per_stage, len(offset) - 1)]
-        result.append(min(max((layer + shift) // per_stage, 0), stages - 1))
-    return result
 
 
 @dataclass(frozen=True)
@@ -155,13 +142,15 @@ def layer_bytes(cfg: RunConfig) -> tuple[int, int]:
     rows = mp if layout.use_seq_parallel else 1
     c, soft = BYTES[config.compute_dtype], BYTES[config.softmax_compute_type]
     norm = BYTES[config.layernorm_compute_type]
-    b, s = cfg.runner_config.batch_size, config.seq_length
+    b, s = cfg.runner_config.batch_size * cfg.micro_batch_interleave_num, config.seq_length
     t, hidden, ffn = b * s, config.hidden_size, config.ffn_size
     kv_width = hidden // config.num_heads * config.num_kv_heads
     norms = 2 * t * hidden * ((4 if c != 4 else 0) + 2 * norm) // rows  # x in fp32, x and the factor as multiplied
     inputs = 2 * t * hidden * c + 2 * t * hidden * c // rows  # of wq.. and w1.., and the two residual sums
     attention = t * (4 * hidden + 2 * kv_width) * c // mp  # q, k, v; result, turned result; rotated q
-    feed_forward = 4 * t * ffn * c // mp
+    selected = cfg.recompute_config.select_recompute
+    norms = 0 if selected else norms
+    feed_forward = (2 if selected else 4) * t * ffn * c // mp
     scores = b * config.num_heads // mp * s * s
     inside = scores * (2 * soft + 2 * c)
     return norms + inputs + attention + feed_forward, inside
@@ -175,7 +164,7 @@ def activation_bytes(cfg: RunConfig, stage: int) -> int:
     config, layout = cfg.model.config, cfg.parallel_config
     recompute = cfg.recompute_config
     c = BYTES[config.compute_dtype]
-    t = cfg.runner_config.batch_size * config.seq_length
+    t = cfg.runner_config.batch_size * cfg.micro_batch_interleave_num * config.seq_length
     kept, inside = layer_bytes(cfg)
     layers, flying = len(_layers(cfg, stage)), in_flight(cfg, stage)
     if cfg.context.device_target == "CPU":

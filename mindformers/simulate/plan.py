@@ -4,6 +4,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,8 @@ from mindformers.config import RunConfig, save_config
 from mindformers.errors import ConfigError, DeviceError
 from mindformers.simulate.memory import GIB, StageMemory, stage_memory
 
+# What compiling takes on this machine, measured: GiB of a process, and per layer and micro batch of a stage's graph.
+_COMPILE_BASE, _COMPILE_GRAPH, _COMPILE_LIMIT = 0.6, 0.052, 8.0
 RESERVED = 0.06  # share of a device's memory that its runtime, its communication and fragmentation take
 _ERROR_LINES = 6
 
@@ -86,11 +89,13 @@ def devices_of_rank_table(path: str) -> int:
 def compile_stages(
     cfg: RunConfig, workers: int, strategy_dir: Path | None, report: Callable[[str], None] = print
 ) -> list[StagePlan]:
-    """Compile the first rank of every stage, each in a process of its own; the other ranks of a stage are its equals.
+    """Compile the first rank of every different stage, each in a process of its own.
+
+    The other ranks of a stage have the same graph with other ranks in it, and so have inner stages of as many layers.
 
     Args:
         cfg: the run's config.
-        workers: processes at once.
+        workers: processes at once; fewer when together they would take more than 8 GiB of memory.
         strategy_dir: where ``ckpt_strategy_rank_N.ckpt`` of every rank is left; None leaves none.
         report: takes lines about what is being done.
 
@@ -99,25 +104,63 @@ def compile_stages(
     """
     layout = cfg.parallel_config if cfg.use_parallel else cfg.parallel_config.model_copy(update=_ALONE)
     size, stages = layout.ranks, layout.pipeline_stage
-    plans = [StagePlan(stage_memory(cfg, stage)) for stage in range(stages)]
-    compiled = compiled_config(cfg)
     per_stage = size // stages
-    report(f"compiling {stages} of {size} ranks, {min(workers, stages)} at a time")
+    plans = [StagePlan(stage_memory(cfg, stage)) for stage in range(stages)]
+    models = list(range(stages)) if strategy_dir else [_model_of(plans, stage) for stage in range(stages)]
+    wanted = sorted(set(models))
+    compiled = compiled_config(cfg)
+    graphs = max(plan.memory.layers for plan in plans) * compiled.parallel_config.micro_batch_num
+    workers = max(1, min(workers, int(_COMPILE_LIMIT / (_COMPILE_BASE + _COMPILE_GRAPH * graphs))))
+    report(f"compiling {len(wanted)} of {size} ranks, {min(workers, len(wanted))} at a time")
+    answers: dict[int, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory(prefix="mindformers_plan_") as folder, ThreadPoolExecutor(workers) as pool:
         config_file = save_config(compiled, Path(folder) / "config.yaml")
-        ranks = range(size) if strategy_dir else range(0, size, per_stage)
-        jobs = {pool.submit(_compile, folder, config_file, size, rank, strategy_dir): rank for rank in ranks}
+        submit = pool.submit
+        jobs = {submit(_compile, folder, config_file, size, s * per_stage, strategy_dir): s for s in wanted}
         try:
             for job in tqdm(as_completed(jobs), total=len(jobs), desc="ranks", unit="rank", disable=None):
-                answer = job.result()
-                if jobs[job] % per_stage == 0:
-                    plans[jobs[job] // per_stage].compiled = answer
+                answers[jobs[job]] = job.result()
         except BaseException:
             for job in jobs:
                 job.cancel()
             raise
-    _scale_micro_batches(plans, cfg.parallel_config.micro_batch_num / compiled.parallel_config.micro_batch_num)
+    factor = cfg.parallel_config.micro_batch_num / compiled.parallel_config.micro_batch_num
+    for stage, model in enumerate(models):
+        plans[stage].compiled = _as_stage(answers[model], (stage - model) * per_stage, factor)
+    if strategy_dir:
+        _copy_strategies(strategy_dir, per_stage, size)
     return plans
+
+
+def _model_of(plans: list[StagePlan], stage: int) -> int:
+    """The stage whose graph is the same: inner stages differ only by the number of their layers."""
+    if stage in (0, len(plans) - 1):
+        return stage
+    layers = plans[stage].memory.layers
+    return next(other for other in range(1, len(plans) - 1) if plans[other].memory.layers == layers)
+
+
+def _as_stage(answer: dict[str, Any], shift: int, factor: float) -> dict[str, Any]:
+    """What was compiled for an equal stage ``shift`` ranks before, for ``factor`` times as many micro batches."""
+    messages = []
+    for item in answer["communication"]:
+        times = factor if item["per_micro_batch"] else 1
+        moved = {"count": round(item["count"] * times), "bytes": round(item["bytes"] * times)}
+        if not item["everybody"]:
+            moved["ranks"] = [rank + shift for rank in item["ranks"]]
+        messages.append(item | moved)
+    return answer | {"communication": messages}
+
+
+def _copy_strategies(folder: Path, per_stage: int, size: int) -> None:
+    """All ranks of a stage have the same strategy file."""
+    for rank in range(size):
+        source = folder / f"ckpt_strategy_rank_{rank - rank % per_stage}.ckpt"
+        target = folder / f"ckpt_strategy_rank_{rank}.ckpt"
+        if target != source:
+            temporary = target.with_name(target.name + ".tmp")
+            shutil.copyfile(source, temporary)
+            os.replace(temporary, target)
 
 
 _ALONE = {"data_parallel": 1, "model_parallel": 1, "pipeline_stage": 1, "micro_batch_num": 1}
@@ -130,13 +173,6 @@ def compiled_config(cfg: RunConfig) -> RunConfig:
     return cfg.model_copy(
         update={"parallel_config": layout.model_copy(update=changes), "load_checkpoint": "", "run_mode": "train"}
     )
-
-
-def _scale_micro_batches(plans: list[StagePlan], factor: float) -> None:
-    for plan in plans:
-        for item in plan.compiled["communication"]:
-            if item["per_micro_batch"]:
-                item["count"], item["bytes"] = round(item["count"] * factor), round(item["bytes"] * factor)
 
 
 def _compile(folder: str, config_file: Path, size: int, rank: int, strategy_dir: Path | None) -> dict[str, Any]:
@@ -213,7 +249,9 @@ def advice(cfg: RunConfig, available: int) -> str:
         better = [option for option in options if option[0] < worst(current).total]
         if not better:
             need = worst(current).total / GIB
-            return f"nothing known here is enough ({need:.1f} GiB after {', '.join(taken) or 'no change'}): more devices"
+            return (
+                f"nothing known here is enough ({need:.1f} GiB after {', '.join(taken) or 'no change'}): more devices"
+            )
         _, what, current = better[0]
         taken.append(what)
         if fits(worst(current), available):

@@ -4,7 +4,8 @@
 from collections.abc import Iterator, Sequence
 
 from mindformers.config import RunConfig
-from mindformers.simulate.memory import GIB, bubble, in_flight, layer_stages
+from mindformers.config.schema.parallel import layer_stages
+from mindformers.simulate.memory import GIB, bubble, in_flight
 from mindformers.simulate.plan import RESERVED, StagePlan, advice, fits
 
 _MIB = 1 << 20
@@ -16,10 +17,6 @@ def table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
     for row in rows:
         cells = [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
         yield "  ".join(cells).rstrip()
-
-
-def _gib(size: int) -> str:
-    return f"{size / GIB:.2f}"
 
 
 def layout_lines(cfg: RunConfig) -> Iterator[str]:
@@ -47,12 +44,26 @@ def layout_lines(cfg: RunConfig) -> Iterator[str]:
 
 def memory_lines(cfg: RunConfig, plans: Sequence[StagePlan]) -> Iterator[str]:
     """Memory of a device of each stage."""
-    rows = [("stage", "layers", "in flight", "weights", "optimizer", "gradients", "gathered", "activations", "total GiB")]
+    unit, name = (GIB, "GiB") if max(plan.memory.total for plan in plans) >= GIB else (_MIB, "MiB")
+    rows = [
+        (
+            "stage",
+            "layers",
+            "in flight",
+            "weights",
+            "optimizer",
+            "gradients",
+            "gathered",
+            "activations",
+            "total " + name,
+        )
+    ]
     for plan in plans:
         m = plan.memory
         sizes = (plan.weight_bytes, plan.state_bytes, m.gradients, m.gathered, m.activations)
         flying = str(in_flight(cfg, m.stage))
-        rows.append((str(m.stage), str(m.layers), flying, *map(_gib, sizes), _gib(m.total)))
+        shown = [f"{size / unit:.2f}" for size in (*sizes, m.total)]
+        rows.append((str(m.stage), str(m.layers), flying, *shown))
     yield from table(rows)
 
 
@@ -62,6 +73,8 @@ def communication_lines(plans: Sequence[StagePlan]) -> Iterator[str]:
     for plan in plans:
         for item in plan.compiled["communication"]:
             ranks = item["ranks"]
+            if item["operation"] in ("Send", "Receive"):
+                ranks = [f"{'to' if item['operation'] == 'Send' else 'from'} {ranks[0]}"]
             shown = ",".join(map(str, ranks)) if len(ranks) <= 8 else f"{len(ranks)} ranks ({ranks[0]} .. {ranks[-1]})"
             size = f"{item['bytes'] / _MIB:.1f}"
             rows.append((str(plan.memory.stage), item["operation"], shown, str(item["count"]), size))

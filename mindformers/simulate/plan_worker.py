@@ -19,7 +19,10 @@ from typing import Any
 
 _PASS = "symbol_engine_optimizer"  # the last pass that still shows every communication
 _SIZES = {"Float64": 8, "Float32": 4, "Float16": 2, "BFloat16": 2, "Int64": 8, "Int32": 4, "Bool": 1, "UInt8": 1}
-_COMMUNICATION = re.compile(r"^\s*%\d+\([^)]*\) = (AllReduce|AllGather|ReduceScatter|AlltoAll|Send|Receive|Broadcast)\(")
+_COMMUNICATION = re.compile(
+    r"^\s*%\d+\([^)]*\) = (AllReduce|AllGather|ReduceScatter|AlltoAll|Send|Receive|Broadcast)\("
+)
+_ONE_TO_ONE = ("Send", "Receive")
 _TENSOR = re.compile(r"Tensor\[(\w+)\]\]?, \(([\d, ]*)\)")
 STEPS_OF_SCHEDULE = 1000  # a learning rate schedule needs a length; it changes nothing that is reported
 
@@ -29,7 +32,7 @@ def read_communication(path: Path) -> list[dict[str, Any]]:
 
     Returns:
         Dicts of ``operation``, ``ranks`` (list), ``count``, ``bytes`` (of all its messages, the larger of input and
-        output) and ``per_micro_batch``.
+        output), ``per_micro_batch``, and ``everybody`` where the group is that of all ranks.
     """
     counts: Counter[tuple] = Counter()
     volume: Counter[tuple] = Counter()
@@ -38,20 +41,27 @@ def read_communication(path: Path) -> list[dict[str, Any]]:
         for line in lines:
             found = _COMMUNICATION.match(line)
             if found:
-                ranks = re.search(r"group_rank_ids: \(([\d, ]*)\)", line)
-                members = tuple(int(rank) for rank in ranks.group(1).split(",") if rank.strip()) if ranks else ()
-                pending = (found.group(1), members, "micro: I64(" in line)
+                everybody = found.group(1) not in _ONE_TO_ONE and 'group: "nccl_world_group"' in line
+                pending = (found.group(1), _partners(line), "micro: I64(" in line, everybody)
             elif pending is not None and ") -> (" in line:
                 sizes = [
                     math.prod(int(length) for length in shape.split(",") if length.strip()) * _SIZES.get(kind, 4)
                     for kind, shape in _TENSOR.findall(line)
                 ]
-                if len(pending[1]) != 1:  # a group of one rank moves nothing
+                if len(pending[1]) != 1 or pending[0] in _ONE_TO_ONE:  # a group of one rank moves nothing
                     counts[pending] += 1
                     volume[pending] += max(sizes, default=0)
                 pending = None
-    keys = ("operation", "ranks", "per_micro_batch")
+    keys = ("operation", "ranks", "per_micro_batch", "everybody")
     return [dict(zip(keys, key, strict=True)) | {"count": counts[key], "bytes": volume[key]} for key in sorted(counts)]
+
+
+def _partners(line: str) -> tuple[int, ...]:
+    """The ranks of the group, or the other end of a Send or Receive."""
+    other = re.search(r"(?:dest|src)_rank: I64\((\d+)\)", line)
+    peers = re.search(r"group_rank_ids: \(([\d, ]*)\)", line)
+    members = tuple(int(rank) for rank in peers.group(1).split(",") if rank.strip()) if peers else ()
+    return (members[int(other.group(1))] if members else int(other.group(1)),) if other else members
 
 
 def compile_rank(cfg: Any, size: int, rank: int, strategy_file: str | None) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from mindformers.registry import MindFormerModuleType, MindFormerRegister
 from mindformers.tools.logger import get_logger
 from mindformers.trainer.evaluate import EvalCell, evaluate
 from mindformers.trainer.parallel import compile_split, lay_out, split_records
-from mindformers.wrapper import MFPipelineWithLossScaleCell, MFTrainOneStepCell
+from mindformers.wrapper import InterleavedLoss, MFPipelineWithLossScaleCell, MFTrainOneStepCell
 
 logger = get_logger(__name__)
 
@@ -209,6 +209,8 @@ def build_train_cell(cfg: RunConfig, network: nn.Cell, optimizer: nn.Optimizer) 
         "scale_sense": _loss_scale(cfg),
     }
     layout = cfg.parallel_config
+    if is_split() and cfg.micro_batch_interleave_num > 1:
+        network = InterleavedLoss(network, cfg.micro_batch_interleave_num)
     if is_split() and layout.pipeline_stage > 1:
         cell = MFPipelineWithLossScaleCell(network, optimizer, micro_batch_num=layout.micro_batch_num, **options)
     else:

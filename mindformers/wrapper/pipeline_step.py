@@ -42,8 +42,8 @@ class MFPipelineWithLossScaleCell(MFTrainOneStepCell):
         optimizer, use_clip_grad, max_grad_norm, scale_sense: as for MFTrainOneStepCell.
         micro_batch_num: parts the batch is cut into, at least the number of stages.
 
-    Outputs are those of MFTrainOneStepCell; ``loss`` is that of the batch on the last stage only. Gradients of the micro
-    batches are added in ``accu_grads.<parameter>`` and belong to (sum of all losses) / (number of label tokens).
+    Outputs are those of MFTrainOneStepCell; ``loss`` is that of the batch on the last stage only. Gradients of the
+    micro batches are added in ``accu_grads.<parameter>`` and belong to (sum of all losses) / (number of label tokens).
     """
 
     def __init__(

@@ -21,13 +21,15 @@ SPLIT = ("--use_parallel", "True")
 TWO_GROUPS = ("--parallel_config.data_parallel", "2", "--runner_config.batch_size")
 SHARDED_OPTIMIZER = ("--parallel.enable_parallel_optimizer", "True")
 SHARDED_OPTIMIZER += ("--parallel.parallel_optimizer_config.parallel_optimizer_threshold", "0")
+SEQUENCE = ("--parallel_config.use_seq_parallel", "True", "--runner_config.batch_size", "2")
+SEQUENCE += ("--micro_batch_interleave_num", "2")
 COLUMNS, ROWS = ("wq", "wk", "wv", "w1", "w3"), ("wo", "w2")
 HEADS = dict.fromkeys(COLUMNS, 0) | dict.fromkeys(ROWS, 1)
 NORMS_AND_TABLES = ("attention_norm", "ffn_norm", "norm_out", "lm_head", "tok_embeddings")
 # name -> (ranks, arguments, {part of a weight's name: the axis of which rank r holds part r % 2})
 CASES = {
     "dp2": (2, (*SPLIT, *TWO_GROUPS, "2"), {}),
-    "mp2": (2, (*SPLIT, "--parallel_config.model_parallel", "2"), HEADS),
+    "mp2_sequence_interleaved": (2, (*SPLIT, "--parallel_config.model_parallel", "2", *SEQUENCE), HEADS),
     "dp2_mp2": (4, (*SPLIT, *TWO_GROUPS, "2", "--parallel_config.model_parallel", "2"), HEADS),
     "dp2_optimizer_accumulation": (
         2,

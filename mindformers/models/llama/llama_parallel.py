@@ -21,8 +21,8 @@ from typing import Any
 import mindspore as ms
 from mindspore import nn
 
+from mindformers.config.schema.parallel import layer_stages
 from mindformers.core.loss import SplitCrossEntropyLoss
-from mindformers.simulate.memory import layer_stages
 
 
 def apply_parallel(network: nn.Cell, layout: Any, *, reduce_scatter: bool = True) -> None:
@@ -62,7 +62,8 @@ def apply_recompute(network: nn.Cell, recompute_config: Any, slices: int = 1) ->
     Args:
         network: a LlamaForCausalLM.
         recompute_config: the ``recompute_config`` section. ``recompute`` marks whole decoder layers,
-            ``select_recompute`` only their attention product; the others say whether communication is repeated and
+            ``select_recompute`` only what is cheap and large in them: the attention product, the norms and the gate of
+            the feed-forward; the others say whether communication is repeated and
             whether what is kept stays sliced over the ranks.
         slices: model_parallel, into how many slices that would be.
     """
@@ -79,7 +80,10 @@ def apply_recompute(network: nn.Cell, recompute_config: Any, slices: int = 1) ->
         if recompute_config.recompute and not recompute_config.select_recompute:
             layer.recompute(**options)
         else:
-            layer.attention.attend.recompute()
+            for part in (layer.attention.attend, layer.attention_norm, layer.ffn_norm):
+                part.recompute()
+            layer.feed_forward.silu.recompute()
+            layer.feed_forward.mul.recompute()
 
 
 def _broadcast(network: nn.Cell) -> None:
