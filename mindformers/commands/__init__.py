@@ -28,6 +28,7 @@ TABLE: dict[str, tuple[str, str, str]] = {
     "serve": ("serve a model: OpenAI-compatible HTTP API and a chat page", "serve", "SERVE"),
     "chat": ("talk to a model in the terminal", "chat", "CHAT"),
     "download": ("bring the published files of a model, or say where they lie", "download", "DOWNLOAD"),
+    "plan": ("compile a layout for a cluster on this machine; memory, communication, verdict", "plan", "PLAN"),
     "cp": ("copy a config, complete, to a file of your own", "configs", "CP"),
     "rank-table": ("explain rank tables; exit code 2 when one has a problem", "rank_table", "RANK_TABLE"),
     "eval": ("run tasks of lm-evaluation-harness on a model", "evaluate", "EVAL"),

@@ -9,7 +9,7 @@ from mindspore import Tensor, nn, ops
 
 from mindformers.errors import ConfigError
 
-__all__ = ["ClipGradNorm", "global_norm"]
+__all__ = ["ClipGradNorm", "global_norm", "squared_sums"]
 
 _EPSILON = 1e-6  # torch.nn.utils.clip_grad_norm_ adds the same
 
@@ -37,8 +37,12 @@ def global_norm(gradients: tuple) -> Tensor:
 
     Usable inside a compiled cell, so that a train step can fold the clip factor into another product.
     """
-    squares = ops.HyperMap()(_squared_sum, gradients)
-    return ops.sqrt(ops.addn(squares))
+    return ops.sqrt(ops.addn(squared_sums(gradients)))
+
+
+def squared_sums(gradients: tuple) -> tuple:
+    """The sum of squares of each tensor, fp32 scalars."""
+    return ops.HyperMap()(_squared_sum, gradients)
 
 
 class ClipGradNorm(nn.Cell):

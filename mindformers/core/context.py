@@ -17,6 +17,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import communication
 
+from mindformers.core import parallel_context
 from mindformers.core.context_config import (
     ASCEND_CONFIG_OLD,
     AUTO_PARALLEL_PASSED,
@@ -298,11 +299,6 @@ def _parallel_settings(parallel: Mapping[str, Any], target: str) -> dict[str, An
     """Arguments of MindSpore's parallel context, checked before any process waits for the others."""
     mode = PARALLEL_MODES[_choose("parallel.parallel_mode", parallel.get("parallel_mode", 0), PARALLEL_MODES)]
     automatic = mode in ("semi_auto_parallel", "auto_parallel")
-    if automatic and target == "CPU":
-        raise DeviceError(
-            f"MindSpore cannot run {mode} on CPU: set parallel.parallel_mode to 0 (data parallel), "
-            "or use_parallel to False"
-        )
     passed = (*PARALLEL_PASSED, *AUTO_PARALLEL_PASSED) if automatic else PARALLEL_PASSED
     settings = {"parallel_mode": mode} | {key: _without_none(parallel[key]) for key in passed if key in parallel}
     optimizer_runs = automatic or (mode == "data_parallel" and target == "Ascend")
@@ -310,6 +306,7 @@ def _parallel_settings(parallel: Mapping[str, Any], target: str) -> dict[str, An
         raise ConfigError(
             f"parallel.enable_parallel_optimizer does not work in {mode} mode on {target}: set it to False"
         )
+    parallel_context.check_settings(settings, target)
     return settings
 
 
@@ -322,6 +319,7 @@ def _init_parallel(settings: dict[str, Any], parallel: Mapping[str, Any], target
             f"the processes of this job could not be connected: {str(error).splitlines()[0]}. "
             "Look at the logs of all ranks for the first error"
         ) from error
+    parallel_context.prepare_device(settings, target)
     rank, size = communication.get_rank(), communication.get_group_size()
     if parallel.get("device_num", size) != size:
         raise ConfigError(f"parallel.device_num is {parallel['device_num']}, but {size} processes were started")

@@ -101,8 +101,8 @@ class _AdamBase(nn.Optimizer):
         params = list(params)
         _check_arguments(self.__class__.__name__, params, learning_rate, beta1, beta2, eps, weight_decay)
         super().__init__(learning_rate, params, weight_decay)
-        self.moments1 = _fp32_state(self._parameters, "adam_m")
-        self.moments2 = _fp32_state(self._parameters, "adam_v")
+        self.moments1 = fp32_state(self._parameters, "adam_m")
+        self.moments2 = fp32_state(self._parameters, "adam_v")
         self.beta1 = Tensor(beta1, ms.float32)
         self.beta2 = Tensor(beta2, ms.float32)
         self.eps = Tensor(eps, ms.float32)
@@ -281,15 +281,20 @@ def _log(beta: float) -> float:
     return math.log(rounded) if rounded > 0 else -math.inf
 
 
-def _fp32_state(parameters: ParameterTuple, prefix: str) -> ParameterTuple:
-    """Zero fp32 state of the shape and parallel layout of each parameter, named ``<prefix>.<parameter>``."""
+def fp32_state(parameters: ParameterTuple, prefix: str, requires_grad: bool | None = None) -> ParameterTuple:
+    """Zero fp32 state of the shape and parallel layout of each parameter, named ``<prefix>.<parameter>``.
+
+    ``requires_grad`` is that of the parameter unless given.
+    """
     states = []
     for param in parameters:
+        trained = param.requires_grad if requires_grad is None else requires_grad
         state = param.clone("zeros")
         if param.dtype != ms.float32:
             info = state.param_info
-            state = Parameter(initializer("zeros", param.shape, ms.float32), requires_grad=param.requires_grad)
+            state = Parameter(initializer("zeros", param.shape, ms.float32), requires_grad=trained)
             state.param_info = info
+        state.requires_grad = trained
         state.name = f"{prefix}.{param.name}"
         states.append(state)
     return ParameterTuple(states)

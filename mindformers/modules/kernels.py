@@ -49,6 +49,9 @@ class RMSNorm(nn.Cell):
         self.mean_weights = Tensor(np.full((dim, 1), 1.0 / dim), ms.float32)
         self.square = ops.Mul()
         self.mean = ops.MatMul()
+        self.add_eps = ops.Add()
+        self.rsqrt = ops.Rsqrt()
+        self.as_row = ops.ExpandDims()
         self.outer = ops.MatMul()
         self.scale = ops.Mul()
 
@@ -56,8 +59,8 @@ class RMSNorm(nn.Cell):
         """(T, dim) -> (T, dim), same type as x."""
         wide = ops.cast(x, ms.float32)
         mean_square = self.mean(self.square(wide, wide), self.mean_weights)  # (T, 1)
-        weight = ops.reshape(self.weight, (1, self.dim))
-        factor = self.outer(ops.rsqrt(mean_square + self.eps), weight)  # (T, dim)
+        weight = self.as_row(self.weight, 0)  # (1, dim)
+        factor = self.outer(self.rsqrt(self.add_eps(mean_square, self.eps)), weight)  # (T, dim)
         y = self.scale(ops.cast(wide, self.compute_type), ops.cast(factor, self.compute_type))
         return ops.cast(y, x.dtype)
 
@@ -93,7 +96,9 @@ class PlainAttention(nn.Cell):
     def __init__(self, head_dim: int, softmax_type: ms.Type = ms.float32) -> None:
         super().__init__()
         self.softmax_type = softmax_type
+        self.broadcasts = False
         self.scores = ops.BatchMatMul(transpose_b=True)
+        self.add_mask = ops.Add()
         self.softmax = ops.Softmax(-1)
         self.context = ops.BatchMatMul()
         self.grad_transposed = ops.BatchMatMul(transpose_a=True)
@@ -102,7 +107,11 @@ class PlainAttention(nn.Cell):
         self.row_sum = ops.MatMul()
 
     def _probabilities(self, q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
-        return self.softmax(ops.cast(self.scores(q, k), self.softmax_type) + mask)
+        scores = ops.cast(self.scores(q, k), self.softmax_type)
+        if self.broadcasts:
+            spread = ops.reshape(scores, (q.shape[0], -1, mask.shape[2], k.shape[2]))  # (B, N, S, L)
+            return ops.reshape(self.softmax(self.add_mask(spread, mask)), scores.shape)
+        return self.softmax(self.add_mask(scores, mask))
 
     def construct(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         """Attention output (B, K, G*S, D) in the type of q."""

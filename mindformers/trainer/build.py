@@ -14,9 +14,9 @@ from mindformers.config import RunConfig
 from mindformers.core.callback import CheckpointMonitor
 from mindformers.core.distributed import DataParallelReducer, data_parallel_ranks
 from mindformers.core.lr import resolve_schedule
+from mindformers.core.parallel_context import is_split
 from mindformers.core.param_groups import group_parameters
 from mindformers.core.progress import TrainProgress
-from mindformers.models.llama.llama_parallel import apply_recompute
 from mindformers.pet.adapter_file import MANIFEST_KEY, describe_adapter
 from mindformers.registry import MindFormerModuleType, MindFormerRegister
 from mindformers.trainer.adapters import (
@@ -28,10 +28,11 @@ from mindformers.trainer.adapters import (
 from mindformers.trainer.callbacks import build_callbacks, eval_callback
 from mindformers.trainer.evaluate import EvalCell, try_evaluation
 from mindformers.trainer.network import load_weights, settled_network
+from mindformers.trainer.parallel import compile_split, lay_out
 from mindformers.trainer.resuming import find_run
 from mindformers.trainer.state import train_state
 from mindformers.trainer.train_data import build_data
-from mindformers.wrapper import MFTrainOneStepCell
+from mindformers.wrapper import InterleavedLoss, MFPipelineWithLossScaleCell, MFTrainOneStepCell
 
 
 @dataclass
@@ -103,19 +104,10 @@ def build_training(
     if adapted:
         manifest[MANIFEST_KEY] = describe_adapter(network, cfg.model.config.pet_config, base)
     network.set_train(True)
-    apply_recompute(network, cfg.recompute_config)
+    network = lay_out(network, cfg)
     optimizer = given.optimizer or build_optimizer(cfg, network, progress)
-    _, ranks = data_parallel_ranks()
-    cell = given.wrapper or MFTrainOneStepCell(
-        network,
-        optimizer,
-        use_clip_grad=cfg.runner_wrapper.use_clip_grad,
-        max_grad_norm=cfg.runner_wrapper.max_grad_norm,
-        scale_sense=_loss_scale(cfg),
-        accumulation=progress.accumulation,
-        reducer=DataParallelReducer(optimizer.parameters, ranks) if ranks > 1 else None,
-    )
-    cell.set_train(True)
+    cell = given.wrapper or build_train_cell(cfg, network, optimizer)
+    compile_split(cell, cfg)
     if resume is not None:
         if adapted:
             check_base(network, resume.manifest)
@@ -145,6 +137,26 @@ def build_optimizer(cfg: RunConfig, network: nn.Cell, progress: TrainProgress) -
     return MindFormerRegister.get_instance_from_cfg(
         {"type": cfg.optimizer.type, **options}, MindFormerModuleType.OPTIMIZER
     )
+
+
+def build_train_cell(cfg: RunConfig, network: nn.Cell, optimizer: nn.Optimizer) -> MFTrainOneStepCell:
+    """The step of a run: with pipeline stages the one that sends micro batches through them."""
+    options = {
+        "use_clip_grad": cfg.runner_wrapper.use_clip_grad,
+        "max_grad_norm": cfg.runner_wrapper.max_grad_norm,
+        "scale_sense": _loss_scale(cfg),
+    }
+    layout = cfg.parallel_config
+    _, ranks = data_parallel_ranks()
+    if is_split() and cfg.micro_batch_interleave_num > 1:
+        network = InterleavedLoss(network, cfg.micro_batch_interleave_num)
+    if is_split() and layout.pipeline_stage > 1:
+        cell = MFPipelineWithLossScaleCell(network, optimizer, micro_batch_num=layout.micro_batch_num, **options)
+    else:
+        options["accumulation"] = cfg.runner_config.gradient_accumulation_steps
+        options["reducer"] = DataParallelReducer(optimizer.parameters, ranks) if ranks > 1 else None
+        cell = MFTrainOneStepCell(network, optimizer, **options)
+    return cell.set_train(True)
 
 
 def _loss_scale(cfg: RunConfig) -> Any:

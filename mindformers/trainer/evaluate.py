@@ -20,6 +20,7 @@ from mindformers.dataset.mindrecord import find_mindrecord_files, inspect_mindre
 from mindformers.registry import MindFormerModuleType, MindFormerRegister
 from mindformers.tools.logger import get_logger
 from mindformers.trainer.generate_evaluate import evaluate_answers, try_answers
+from mindformers.trainer.parallel import split_records
 
 logger = get_logger(__name__)
 
@@ -103,7 +104,7 @@ def build_eval_dataset(cfg: RunConfig) -> tuple[Any, Any]:
         dataset_dir=loader.dataset_dir,
         dataset_files=loader.dataset_files,
         input_columns=section.input_columns,
-        batch_size=cfg.runner_config.batch_size,
+        batch_size=cfg.runner_config.batch_size * split_records(cfg),
         shuffle=False,
         seed=cfg.seed,
         drop_remainder=False,

@@ -13,11 +13,15 @@ __all__ = ["frozen_weights", "train_state"]
 def train_state(cell: nn.Cell) -> dict[str, ms.Parameter]:
     """What a checkpoint holds: weights, moments, counters, loss scale.
 
-    Accumulated gradients are left out: a checkpoint is taken between optimizer steps, where they count for nothing.
-    So is the frozen base of adapters, see :func:`frozen_weights`.
+    Accumulated gradients are left out: a checkpoint is taken between optimizer steps, where they count for nothing. So
+    is what compilation finds out anew. So is the frozen base of adapters, see :func:`frozen_weights`.
     """
     frozen = frozen_weights(cell)
-    return {p.name: p for p in cell.get_parameters() if not p.name.startswith("accu_") and p.name not in frozen}
+    return {
+        p.name: p
+        for p in cell.get_parameters()
+        if not p.name.startswith(("accu_", "norm_shares")) and p.name not in frozen
+    }
 
 
 def frozen_weights(cell: nn.Cell) -> dict[str, ms.Parameter]:

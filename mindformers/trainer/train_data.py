@@ -14,6 +14,7 @@ from mindformers.dataset.causal_language_model import check_record_length, check
 from mindformers.dataset.mindrecord import find_mindrecord_files, inspect_mindrecord
 from mindformers.dataset.order import steps_per_epoch
 from mindformers.errors import ConfigError
+from mindformers.trainer.parallel import split_records
 
 __all__ = ["build_data", "training_data"]
 
@@ -29,7 +30,8 @@ def build_data(cfg: RunConfig, resume: ResumePoint | None, dataset: Any) -> tupl
     accumulation = runner.gradient_accumulation_steps
     seq_length = cfg.model.config.seq_length
     rank, ranks = data_parallel_ranks()
-    global_batch = runner.batch_size * accumulation * ranks
+    batch_size = runner.batch_size * split_records(cfg)
+    global_batch = batch_size * accumulation * ranks
     start = resume.manifest.step if resume else 0
     seed = cfg.seed if section.seed is None else section.seed
     if dataset is not None:
@@ -55,7 +57,7 @@ def build_data(cfg: RunConfig, resume: ResumePoint | None, dataset: Any) -> tupl
         dataset_dir=loader.dataset_dir,
         dataset_files=loader.dataset_files,
         input_columns=section.input_columns,
-        batch_size=runner.batch_size,
+        batch_size=batch_size,
         global_batch_size=global_batch,
         num_shards=ranks,
         shard_id=rank,

@@ -19,6 +19,7 @@ from mindformers.tools.logger import get_logger
 from mindformers.trainer.build import Given, TrainTask, build_training, try_run
 from mindformers.trainer.evaluate import EvalCell, build_eval_dataset, evaluate
 from mindformers.trainer.network import build_network, load_weights
+from mindformers.trainer.parallel import lay_out, parallel_section
 from mindformers.trainer.predict import predict
 from mindformers.trainer.setup import make_run_config, use_path
 from mindformers.trainer.train_data import training_data
@@ -261,7 +262,7 @@ class Trainer:
     def _start(self) -> OutputLayout:
         if self._layout is None:
             cfg = self.config
-            rank, _ = init_context(cfg.use_parallel, cfg.context, cfg.parallel, cfg.output_dir)
+            rank, _ = init_context(cfg.use_parallel, cfg.context, parallel_section(cfg), cfg.output_dir)
             set_seed(cfg.seed)
             self._layout = OutputLayout(cfg.output_dir, rank)
         return self._layout
@@ -291,6 +292,8 @@ class Trainer:
             self._network = build_network(cfg, layout.rank, weights_follow=True)
         if fresh or checkpoint:
             load_weights(self._network, cfg, required=True, rank=layout.rank)
+        if fresh:
+            self._network = lay_out(self._network, cfg)
         self._network.set_train(False)
         return self._network
 

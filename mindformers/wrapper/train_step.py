@@ -4,10 +4,13 @@
 from typing import Any
 
 import mindspore as ms
-from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+from mindspore import Parameter, Tensor, nn, ops
 
 from mindformers.core.clip_grad import global_norm
+from mindformers.core.optim import fp32_state
+from mindformers.core.parallel_context import is_split
 from mindformers.registry import MindFormerModuleType, MindFormerRegister
+from mindformers.wrapper.split_norm import SplitGlobalNorm
 
 # A hyper map over the gradients compiles in a fraction of the time of an unrolled loop.
 _scale = ops.MultitypeFuncGraph("scale_gradient")
@@ -67,6 +70,7 @@ class MFTrainOneStepCell(nn.Cell):
         self.optimizer = optimizer
         self.weights = optimizer.parameters
         self.hyper_map = ops.HyperMap()
+        self.split_norm = SplitGlobalNorm(self.weights) if is_split() else None
         self.use_clip_grad = use_clip_grad
         self.max_grad_norm = float(max_grad_norm)
         self.accumulation = accumulation
@@ -80,18 +84,16 @@ class MFTrainOneStepCell(nn.Cell):
         self.scale_sense = Parameter(Tensor(start, ms.float32), name="scale_sense", requires_grad=False)
         if accumulation == 1 and reducer is None:
             self.grad_fn = ms.value_and_grad(self._scaled_loss, None, self.weights)
+        elif self.split_norm is not None:
+            self.grad_fn = ms.value_and_grad(self._scaled_total_alone, None, self.weights)
         else:
             self.grad_fn = ms.value_and_grad(self._scaled_total, None, self.weights, has_aux=True)
         if accumulation > 1:
             self._make_accumulators()
 
     def _make_accumulators(self) -> None:
-        self.accu_grads = ParameterTuple(
-            [
-                Parameter(ops.zeros(p.shape, ms.float32), name=f"accu_grads.{p.name}", requires_grad=False)
-                for p in self.weights
-            ]
-        )
+        # not "accu_grads": MindSpore keeps what bears that name whole while the gradients are slices
+        self.accu_grads = fp32_state(self.weights, "accu_sum", requires_grad=False)
         self.accu_loss = Parameter(Tensor(0.0, ms.float32), name="accu_loss", requires_grad=False)
         self.accu_tokens = Parameter(Tensor(0.0, ms.float32), name="accu_tokens", requires_grad=False)
         self.accu_step = Parameter(Tensor(0, ms.int32), name="accu_step", requires_grad=False)
@@ -109,6 +111,16 @@ class MFTrainOneStepCell(nn.Cell):
 
     def _capacity(self, batch: tuple) -> int:
         return batch[0].size * self.ranks
+
+    def _scaled_total_alone(self, batch: tuple, scale: Tensor) -> Tensor:
+        # MindSpore divides the loss by the ranks that repeat it only where it is the one output
+        return self._scaled_total(batch, scale)[0]
+
+    def _gradients_of_total(self, batch: tuple, scale: Tensor) -> tuple:
+        if self.split_norm is None:
+            return self.grad_fn(batch, scale)
+        scaled, grads = self.grad_fn(batch, scale)
+        return (scaled, self.network.num_label_tokens(*batch)), grads
 
     def construct(self, *batch: Tensor) -> tuple:
         """One micro step on the columns of a batch, in the order in which the network takes them."""
@@ -133,7 +145,7 @@ class MFTrainOneStepCell(nn.Cell):
 
     def _accumulate(self, batch: tuple) -> tuple:
         scale = self.scale_sense.value()
-        (scaled, count), grads = self.grad_fn(batch, scale)
+        (scaled, count), grads = self._gradients_of_total(batch, scale)
         total = self._count_pass(scaled / scale * self._capacity(batch), grads)
         if self.accu_step == 0:
             self.hyper_map(_store, self.accu_grads, grads)
@@ -165,9 +177,19 @@ class MFTrainOneStepCell(nn.Cell):
             return value
         return ops.depend(value, ops.assign_add(self.dropout_step, ops.depend(self.one_pass, grads)))
 
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile; afterwards it is known how the parameters are sliced over the ranks."""
+        super().compile(*args, **kwargs)
+        self.measure_slices()
+
+    def measure_slices(self) -> None:
+        """Tell the norm of the gradients how the compiled parameters are sliced; nothing to do in one process."""
+        if self.split_norm is not None:
+            self.split_norm.measure(self.weights)
+
     def _update(self, grads: tuple, factor: Tensor) -> tuple:
         """Apply ``grads * factor`` unless they are not finite; gives overflow, norm and learning rate."""
-        norm = global_norm(grads) * factor
+        norm = (global_norm(grads) if self.split_norm is None else self.split_norm(grads)) * factor
         overflow = ops.logical_not(ops.isfinite(norm))
         if self.use_clip_grad:
             factor = factor * self.max_grad_norm / ops.maximum(norm, Tensor(self.max_grad_norm, ms.float32))

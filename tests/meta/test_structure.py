@@ -31,6 +31,7 @@ ROWS = {
     "mindformers.core": 2,
     "mindformers.core.context": 1,
     "mindformers.core.context_config": 1,
+    "mindformers.core.parallel_context": 1,
     "mindformers.core.throughput": 1,
     "mindformers.core.progress": 1,
     "mindformers.checkpoint": 2,
@@ -49,6 +50,7 @@ ROWS = {
     "mindformers.launch": 8,
     "mindformers.simulate": 8,
     "mindformers.serve": 8,
+    "mindformers.simulate.cpu_auto_parallel": 1,
     "mindformers.commands": 8,
     "mindformers.__main__": 8,
 }

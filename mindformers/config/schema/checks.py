@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rules between the keys of a run: divisibility, devices, learning rates, what a run mode needs."""
 
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mindformers.config.schema.base import Finding, Section
+from mindformers.config.schema.parallel import layer_stages
 from mindformers.tools.utils import nearest
 
 if TYPE_CHECKING:
@@ -99,6 +101,7 @@ def _parallel(cfg: "RunConfig") -> Iterator[Finding]:
     ways, stages = layout.model_parallel, layout.pipeline_stage
     config = cfg.model.config
     mine = "parallel_config.model_parallel"
+    near = working_layouts(cfg, layout.ranks)
     for key, number, what in (
         ("num_heads", config.num_heads, "attention heads are"),
         ("n_kv_heads", config.num_kv_heads, "key/value heads are"),
@@ -106,6 +109,8 @@ def _parallel(cfg: "RunConfig") -> Iterator[Finding]:
     ):
         if number % ways:
             message = f"{number} {what} not divisible by model_parallel {ways}"
+            message += f"; layouts of {layout.ranks} ranks that work: {', '.join(near)}" if near else ""
+            near = []  # said once
             yield Finding(mine, message, (f"{_MODEL}.{key}",))
     if not layout.vocab_emb_dp and config.vocab_size % ways:
         message = f"vocab_size {config.vocab_size} is not divisible by model_parallel {ways}; set vocab_emb_dp True"
@@ -126,8 +131,56 @@ def _parallel(cfg: "RunConfig") -> Iterator[Finding]:
     if layout.use_seq_parallel and config.seq_length % ways:
         message = f"seq_length {config.seq_length} is not divisible by model_parallel {ways}"
         yield Finding("parallel_config.use_seq_parallel", message, (mine, f"{_MODEL}.seq_length"))
+    if stages > 1 and config.num_layers >= stages:
+        places = layer_stages(config.num_layers, stages, config.offset)
+        empty = [stage for stage in range(stages) if stage not in places]
+        if empty and not isinstance(config.offset, list):
+            message = f"offset {config.offset} leaves stage {empty[0]} of {stages} without a layer"
+            yield Finding(f"{_MODEL}.offset", message, ("parallel_config.pipeline_stage",))
+    if stages > 1 and cfg.runner_config.gradient_accumulation_steps > 1:
+        message = "a pipeline accumulates over parallel_config.micro_batch_num already; set it to 1 and raise that"
+        yield Finding("runner_config.gradient_accumulation_steps", message, ("parallel_config.pipeline_stage",))
     if cfg.parallel.device_num is not None:
         yield from rank_findings(cfg, cfg.parallel.device_num, "parallel.device_num")
+    yield from _split_on_cpu(cfg)
+
+
+def _split_on_cpu(cfg: "RunConfig") -> Iterator[Finding]:
+    """What a CPU can compile but not execute."""
+    if cfg.context.device_target != "CPU" or not _is_split(cfg):
+        return
+    layout = cfg.parallel_config
+    if layout.pipeline_stage > 1:
+        message = f"{layout.pipeline_stage} stages cannot run on CPU (it has no Send and Receive); 1, or use plan"
+        yield Finding("parallel_config.pipeline_stage", message, ("context.device_target",))
+    if layout.use_seq_parallel and layout.data_parallel > 1:
+        message = f"on CPU it needs data_parallel 1, got {layout.data_parallel} (no AllGather among some ranks)"
+        yield Finding("parallel_config.use_seq_parallel", message, ("parallel_config.data_parallel",))
+    if not layout.vocab_emb_dp and layout.model_parallel > 1:
+        message = "a CPU cannot look up an embedding split over model_parallel; set vocab_emb_dp True"
+        yield Finding("parallel_config.vocab_emb_dp", message, ("parallel_config.model_parallel",))
+
+
+def working_layouts(cfg: "RunConfig", ranks: int, count: int = 3) -> list[str]:
+    """The layouts for ``ranks`` that this model can have, nearest to the given one first, as texts."""
+    layout, config = cfg.parallel_config, cfg.model.config
+    found = []
+    for stages in (n for n in range(1, min(ranks, config.num_layers) + 1) if ranks % n == 0):
+        for ways in (n for n in range(1, ranks // stages + 1) if ranks // stages % n == 0):
+            sizes = [config.num_heads, config.num_kv_heads, config.ffn_size, config.hidden_size]
+            sizes += [] if layout.vocab_emb_dp else [config.vocab_size]
+            on_cpu = cfg.context.device_target == "CPU" and stages > 1
+            if any(size % ways for size in sizes) or on_cpu:
+                continue
+            groups = ranks // stages // ways
+            pairs = zip(
+                (groups, ways, stages),
+                (layout.data_parallel, layout.model_parallel, layout.pipeline_stage),
+                strict=True,
+            )
+            distance = sum(abs(math.log2(mine / given)) for mine, given in pairs)
+            found.append((distance, f"{groups} * {ways} * {stages}"))
+    return [text for _, text in sorted(found)[:count]]
 
 
 def rank_findings(cfg: "RunConfig", ranks: int, source: str) -> Iterator[Finding]:
@@ -142,6 +195,8 @@ def rank_findings(cfg: "RunConfig", ranks: int, source: str) -> Iterator[Finding
     if _is_split(cfg) and layout.ranks != ranks:
         product = f"{layout.data_parallel} * {layout.model_parallel} * {layout.pipeline_stage} = {layout.ranks}"
         message = f"data_parallel * model_parallel * pipeline_stage is {product}, but {source} is {ranks}"
+        near = working_layouts(cfg, ranks)
+        message += f"; layouts that work: {', '.join(near)}" if near else "; this model has no layout for so many"
         keys = ("data_parallel", "model_parallel", "pipeline_stage")
         yield Finding("parallel_config", message, tuple(f"parallel_config.{key}" for key in keys))
 

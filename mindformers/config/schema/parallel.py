@@ -129,3 +129,17 @@ class TransformerOpParallelConfig(Section):
     def ranks(self) -> int:
         """Number of ranks this layout needs."""
         return self.data_parallel * self.model_parallel * self.pipeline_stage
+
+
+def layer_stages(num_layers: int, stages: int, offset: int | list[int] = 0) -> list[int]:
+    """The pipeline stage of each decoder layer.
+
+    Each stage takes ``(num_layers + 1) // stages`` layers, the last what remains. ``offset`` moves layers towards later
+    stages: one number for all layers, or one per stage.
+    """
+    per_stage = max((num_layers + 1) // stages, 1)
+    result = []
+    for layer in range(num_layers):
+        shift = offset if isinstance(offset, int) else offset[min(layer // per_stage, len(offset) - 1)]
+        result.append(min(max((layer + shift) // per_stage, 0), stages - 1))
+    return result

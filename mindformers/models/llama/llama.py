@@ -8,6 +8,7 @@ heads, G = N / K, V vocabulary.
 from typing import Any
 
 import mindspore as ms
+import numpy as np
 from mindspore import Tensor, nn, ops
 
 from mindformers.core.loss import CrossEntropyLoss
@@ -35,6 +36,7 @@ class LlamaModel(nn.Cell):
         super().__init__()
         config.check()
         require_dtypes(config)
+        self.broadcasts = False
         self.num_heads = config.num_heads
         self.num_kv_heads = config.num_kv_heads
         self.hidden_size = config.hidden_size
@@ -68,7 +70,10 @@ class LlamaModel(nn.Cell):
         batch would keep index lists of four times its size (CPU, see modules/kernels.py)."""
         shared, s, length = visible.shape
         hidden = ops.cast(ops.logical_not(visible), self.score_dtype) * self.hidden_score
-        hidden = ops.broadcast_to(ops.reshape(hidden, (shared, 1, s, length)), (b, self.num_heads, s, length))
+        hidden = ops.reshape(hidden, (shared, 1, s, length))
+        if self.broadcasts:
+            return hidden
+        hidden = ops.broadcast_to(hidden, (b, self.num_heads, s, length))
         return ops.reshape(hidden, (b, self.num_kv_heads, -1, length))
 
     def construct(
@@ -142,6 +147,11 @@ class LlamaForCausalLM(BaseModel, GeneratorMixin):
         self.lm_head = None if self.tied else Linear(config.hidden_size, config.vocab_size, **types)
         self.head_dtype = types["compute_dtype"]
         self.head_matmul = ops.MatMul(transpose_b=True)
+        self.positions = Tensor(np.arange(config.seq_length).reshape(1, -1), ms.int32)
+        self.first_row = ops.Slice()
+        self.cut = ops.Slice()
+        self.not_equal = ops.NotEqual()
+        self.count = ops.ReduceSum()
         self.loss = CrossEntropyLoss()
         self.is_first_iteration = True
         self.cache_length = 0
@@ -230,20 +240,29 @@ class LlamaForCausalLM(BaseModel, GeneratorMixin):
         The first three are the columns of a dataset in the order of ``input_columns``.
         """
         b, length = input_ids.shape
-        tokens = ops.slice(input_ids, (0, 0), (b, length - 1))
+        tokens = self.cut(input_ids, (0, 0), (b, length - 1))
         targets, mask = self._targets(input_ids, labels)
         segments = None
         if segment_ids is not None:
-            segments = ops.slice(segment_ids, (0, 0), (b, length - 1))
-            following = ops.slice(segment_ids, (0, 1), (b, length - 1))
-            mask = mask * ops.reshape(ops.cast(ops.equal(segments, following), ms.float32), (-1,))
+            segments, mask = self._segments(segment_ids, mask)
         hidden = self._hidden(tokens, position_ids, attention_mask, input_embeds, segments)
-        return self.loss.total(self._logits(hidden), targets, mask), ops.reduce_sum(mask)
+        return self.loss.total(self._logits(hidden), targets, mask), self.count(mask)
 
-    def num_label_tokens(self, input_ids: Tensor, labels: Tensor | None = None) -> Tensor:
-        """fp32 scalar: label tokens of records (B, S+1) of one text each."""
+    def num_label_tokens(
+        self, input_ids: Tensor, labels: Tensor | None = None, segment_ids: Tensor | None = None
+    ) -> Tensor:
+        """fp32 scalar: label tokens of records (B, S+1); arguments as in :meth:`loss_and_count`."""
         _, mask = self._targets(input_ids, labels)
-        return ops.reduce_sum(mask)
+        if segment_ids is not None:
+            _, mask = self._segments(segment_ids, mask)
+        return self.count(mask)
+
+    def _segments(self, segment_ids: Tensor, mask: Tensor) -> tuple:
+        """int32 (B, S+1) and fp32 (B*S,) -> segments of the tokens (B, S), and the mask without first tokens."""
+        b, length = segment_ids.shape
+        segments = self.cut(segment_ids, (0, 0), (b, length - 1))
+        following = self.cut(segment_ids, (0, 1), (b, length - 1))
+        return segments, mask * ops.reshape(ops.cast(ops.equal(segments, following), ms.float32), (-1,))
 
     def prefill(self, tokens: Tensor, valid_length: Tensor, caches: tuple) -> Tensor:
         """Process whole prompts and fill the caches.
@@ -280,7 +299,12 @@ class LlamaForCausalLM(BaseModel, GeneratorMixin):
         return self._logits(self.model(tokens, positions, visible, None, caches, True))
 
     def _index(self, tokens: Tensor) -> Tensor:
-        """0, 1, 2, ... along S for every row; a cumulative sum also serves a length unknown at compile time."""
+        """0, 1, 2, ... along S for every row (for one row that serves all, when the model broadcasts).
+
+        A cumulative sum also serves a length unknown at compile time.
+        """
+        if self.model.broadcasts:
+            return self.first_row(self.positions, (0, 0), (1, tokens.shape[1]))
         return ops.cumsum(ops.ones_like(tokens), 1) - 1
 
     def _causal(self, index: Tensor) -> Tensor:
@@ -331,5 +355,5 @@ class LlamaForCausalLM(BaseModel, GeneratorMixin):
         b, length = input_ids.shape
         source = input_ids if labels is None else labels
         ignored = self.pad_token_id if labels is None else self.ignore_token_id
-        targets = ops.reshape(ops.slice(source, (0, 1), (b, length - 1)), (-1,))
-        return targets, ops.cast(ops.not_equal(targets, ignored), ms.float32)
+        targets = ops.reshape(self.cut(source, (0, 1), (b, length - 1)), (-1,))
+        return targets, ops.cast(self.not_equal(targets, ignored), ms.float32)

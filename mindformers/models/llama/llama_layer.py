@@ -8,6 +8,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Normal, initializer
+from mindspore.ops.auto_generate import SiLU
 
 from mindformers.modules.linear import Linear
 
@@ -93,6 +94,7 @@ class RotaryTables(nn.Cell):
     def __init__(self, cos: np.ndarray, sin: np.ndarray, rotary_dtype: ms.Type = ms.float32) -> None:
         super().__init__()
         self.half = cos.shape[1]
+        self.broadcasts = False
         self.table = Tensor(np.concatenate((cos, sin), -1), rotary_dtype)
         self.scale = float((2 * self.half) ** -0.5)
         self.gather = ops.Gather()
@@ -115,6 +117,8 @@ class RotaryTables(nn.Cell):
         return turn * self.scale, turn
 
     def _spread(self, rows: Tensor, heads: int) -> Tensor:
+        if self.broadcasts:
+            return rows
         b, _, s, half = rows.shape
         return ops.broadcast_to(rows, (b, heads, s, half))
 
@@ -137,12 +141,20 @@ class RotaryEmbedding(nn.Cell):
         super().__init__()
         self.rotary_dtype = rotary_dtype
         self.split = ops.Split(-1, 2)
+        self.mul = ops.Mul()
+        self.sub = ops.Sub()
+        self.add = ops.Add()
         self.concat = ops.Concat(-1)
 
     def construct(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """x (B, N, S, D), cos and sin (B, N, S, D/2) -> (B, N, S, D) in the type of x."""
         first, second = self.split(ops.cast(x, self.rotary_dtype))
-        turned = self.concat((first * cos - second * sin, second * cos + first * sin))
+        turned = self.concat(
+            (
+                self.sub(self.mul(first, cos), self.mul(second, sin)),
+                self.add(self.mul(second, cos), self.mul(first, sin)),
+            )
+        )
         return ops.cast(turned, x.dtype)
 
 
@@ -169,8 +181,9 @@ class LlamaFeedForward(nn.Cell):
         self.w1 = Linear(hidden_size, intermediate_size, **types)
         self.w2 = Linear(intermediate_size, hidden_size, **types)
         self.w3 = Linear(hidden_size, intermediate_size, **types)
+        self.silu = SiLU()
         self.mul = ops.Mul()
 
     def construct(self, x: Tensor) -> Tensor:
         """(T, H) -> (T, H)."""
-        return self.w2(self.mul(ops.silu(self.w1(x)), self.w3(x)))
+        return self.w2(self.mul(self.silu(self.w1(x)), self.w3(x)))

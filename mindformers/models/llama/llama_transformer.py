@@ -45,11 +45,12 @@ class LlamaAttention(nn.Cell):
         self.rotary = RotaryEmbedding(to_ms_dtype(config.rotary_dtype))
         self.attend = PlainAttention(self.head_dim, to_ms_dtype(config.softmax_compute_type))
         self.turn = ops.BatchMatMul()
-        self.transpose = ops.Transpose()
+        self.split_heads = ops.Transpose()
+        self.merge_heads = ops.Transpose()
         self.scatter = ops.ScatterUpdate()
 
     def _heads(self, x: Tensor, batch_size: int, num_heads: int) -> Tensor:
-        return self.transpose(ops.reshape(x, (batch_size, -1, num_heads, self.head_dim)), (0, 2, 1, 3))
+        return self.split_heads(ops.reshape(x, (batch_size, -1, num_heads, self.head_dim)), (0, 2, 1, 3))
 
     def _project_one(self, x: Tensor, turns: tuple, batch_size: int) -> tuple:
         """q, k, v of one position per sequence: nothing to transpose, and rotations are single products."""
@@ -70,7 +71,7 @@ class LlamaAttention(nn.Cell):
 
     def _merge(self, context: Tensor, batch_size: int) -> Tensor:
         context = ops.reshape(context, (batch_size, self.num_heads, -1, self.head_dim))
-        return self.wo(ops.reshape(self.transpose(context, (0, 2, 1, 3)), (-1, self.width)))
+        return self.wo(ops.reshape(self.merge_heads(context, (0, 2, 1, 3)), (-1, self.width)))
 
     def construct(
         self,

@@ -25,7 +25,8 @@ def test_the_message_of_the_style_guide(tmp_path):
         f"{path}: 4 problems",
         "  line 12: runner_config.epoch: unknown key. Did you mean 'epochs'? (keys: epochs, batch_size, "
         "gradient_accumulation_steps, sink_mode, sink_size, initial_epoch)",
-        "  override parallel_config.model_parallel=3: 4 attention heads are not divisible by model_parallel 3",
+        "  override parallel_config.model_parallel=3: 4 attention heads are not divisible by model_parallel 3; "
+        "layouts of 3 ranks that work: 3 * 1 * 1",
         "  override parallel_config.model_parallel=3: 4 key/value heads are not divisible by model_parallel 3",
         "  override parallel_config.model_parallel=3: 256 feed-forward columns are not divisible by model_parallel 3",
     ]

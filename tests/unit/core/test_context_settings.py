@@ -285,7 +285,8 @@ class TestParallel:
             ),
             ("Ascend", {"paralel_mode": 0}, ConfigError, "Did you mean 'parallel_mode'"),
             ("Ascend", {"parallel_mode": 0, "device_num": 4}, ConfigError, "device_num is 4, but 8 processes"),
-            ("CPU", {"parallel_mode": 1}, DeviceError, "cannot run semi_auto_parallel on CPU"),
+            ("CPU", {"parallel_mode": 1, "pipeline_stages": 2}, DeviceError, "pipeline stages cannot run on CPU"),
+            ("Ascend", {"parallel_mode": 1, "gradients_mean": True}, ConfigError, "would be divided once more"),
             ("CPU", {"enable_parallel_optimizer": True}, ConfigError, "enable_parallel_optimizer does not work"),
         ],
     )

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run does differently when the compiler splits its network over ranks (semi-auto and auto parallel)."""
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn
+
+from mindformers.config import RunConfig
+from mindformers.config.schema.parallel import ParallelSection
+from mindformers.core.parallel_context import is_split
+from mindformers.models.llama.llama_parallel import apply_parallel, apply_recompute
+from mindformers.wrapper import MFTrainOneStepCell
+
+
+def parallel_section(cfg: RunConfig) -> ParallelSection:
+    """Section ``parallel`` with the number of pipeline stages, which a YAML gives in ``parallel_config``."""
+    stages = cfg.parallel_config.pipeline_stage
+    return cfg.parallel.model_copy(update={"pipeline_stages": stages}) if stages > 1 else cfg.parallel
+
+
+def split_records(cfg: RunConfig) -> int:
+    """Batches of ``runner_config.batch_size`` records that one call of the split network takes, over all ranks.
+
+    Every rank is given all of them and takes its part.
+    """
+    if not is_split():
+        return 1
+    layout = cfg.parallel_config
+    in_flight = layout.micro_batch_num if layout.pipeline_stage > 1 else 1
+    return layout.data_parallel * in_flight * cfg.micro_batch_interleave_num
+
+
+def lay_out(network: nn.Cell, cfg: RunConfig) -> nn.Cell:
+    """The network with its recomputation and, where the compiler splits it, its strategies."""
+    recompute = cfg.recompute_config if network.training else None
+    apply_recompute(network, recompute, cfg.parallel_config.model_parallel)
+    if is_split():
+        has_reduce_scatter = ms.get_context("device_target") != "CPU"
+        apply_parallel(network, cfg.parallel_config, reduce_scatter=has_reduce_scatter)
+    return network
+
+
+def compile_split(cell: MFTrainOneStepCell, cfg: RunConfig) -> None:
+    """Compile a split train cell now: its parameters become slices, which a checkpoint of this rank can then fill."""
+    if not is_split():
+        return
+    records = cfg.runner_config.batch_size * split_records(cfg)
+    batch = Tensor(np.zeros((records, cfg.model.config.seq_length + 1)), ms.int32)
+    cell.compile(*[batch for _ in cfg.train_dataset.input_columns])

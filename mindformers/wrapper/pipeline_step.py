@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One training step of a network whose layers are divided into pipeline stages."""
+
+from typing import Any
+
+import mindspore as ms
+from mindspore import Parameter, Tensor, nn, ops
+from mindspore.nn.wrap.cell_wrapper import _VirtualDatasetCell
+
+from mindformers.registry import MindFormerModuleType, MindFormerRegister
+from mindformers.wrapper.train_step import MFTrainOneStepCell
+
+_clear = ops.MultitypeFuncGraph("clear_gradient")
+
+
+@_clear.register("Tensor")
+def _cleared(accumulated: Parameter) -> Tensor:
+    # |x| < -1 is False for every x, also for one that overflowed. What the compiler recognizes as zero (a tensor of
+    # zeros, x < x) would become a constant of the graph, as large as all gradients together.
+    return ops.assign(accumulated, ops.cast(ops.less(ops.abs(accumulated), -1.0), accumulated.dtype))
+
+
+class _SummedLoss(nn.Cell):
+    """The network as a pipeline wants it: one scalar per micro batch, which may be added up."""
+
+    def __init__(self, network: nn.Cell) -> None:
+        super().__init__(auto_prefix=False)
+        self.network = network
+
+    def construct(self, *batch: Tensor) -> Tensor:
+        """Columns of a micro batch to the sum of the losses of its label tokens."""
+        total, _ = self.network.loss_and_count(*batch)
+        return total
+
+
+@MindFormerRegister.register(MindFormerModuleType.WRAPPER, alias="pipeline_wrapper")
+class MFPipelineWithLossScaleCell(MFTrainOneStepCell):
+    """A step in which micro batches follow each other through the stages; the schedule is MindSpore's.
+
+    Args:
+        network: as for MFTrainOneStepCell; it has ``loss_and_count`` and ``num_label_tokens``.
+        optimizer, use_clip_grad, max_grad_norm, scale_sense: as for MFTrainOneStepCell.
+        micro_batch_num: parts the batch is cut into, at least the number of stages.
+
+    Outputs are those of MFTrainOneStepCell; ``loss`` is that of the batch on the last stage only. Gradients of the
+    micro batches are added in ``accu_grads.<parameter>`` and belong to (sum of all losses) / (number of label tokens).
+    """
+
+    def __init__(
+        self,
+        network: nn.Cell,
+        optimizer: nn.Optimizer,
+        use_clip_grad: bool = False,
+        max_grad_norm: float = 1.0,
+        scale_sense: Any = 1.0,
+        micro_batch_num: int = 1,
+    ) -> None:
+        super().__init__(network, optimizer, use_clip_grad, max_grad_norm, scale_sense)
+        # the virtual dataset marks where the pipeline's inputs begin; without it, where any use of them begins
+        self.pipeline = _VirtualDatasetCell(nn.PipelineCell(_SummedLoss(network), micro_batch_num))
+        self.pipeline.set_grad()
+        self.accu_grads = self.weights.clone(prefix="accu_grads", init="zeros")
+        self.grad = ops.GradOperation(get_by_list=True, sens_param=True)
+        self.gradients_are_slices = ms.get_auto_parallel_context("enable_parallel_optimizer")
+
+    def construct(self, *batch: Tensor) -> tuple:
+        """One step on the columns of a batch, in the order of the network's construct."""
+        scale = self.scale_sense.value()
+        total = self.pipeline(*batch)
+        # divided by the batch's capacity only to keep scaled gradients in the range a mean loss would have
+        grads = self.grad(self.pipeline, self.weights)(*batch, scale / batch[0].size)
+        accumulated = ops.depend(self.accu_grads, grads)
+        tokens = ops.maximum(self.network.num_label_tokens(*batch), Tensor(1.0, ms.float32))
+        used = grads if self.gradients_are_slices else accumulated
+        overflow, norm, lr = self._update(used, batch[0].size / (tokens * scale))
+        cleared = self.hyper_map(_clear, ops.depend(accumulated, (norm, lr)))
+        return ops.depend(total / tokens, cleared), overflow, scale, lr, norm

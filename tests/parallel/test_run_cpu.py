@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Real processes: every way to split a tiny Llama over CPU ranks trains it exactly as one process does.
+
+SGD, not Adam: Adam hides gradients that are wrong by a factor. The norm of the gradients is compared as well, because
+clipping hides the same. The first step overflows, so that all ranks have to skip it.
+"""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from tests.helpers import REPO
+from tests.parallel.ranks import run_ranks
+
+RECORDS, BATCH, LENGTH = 24, 4, 17
+SPLIT = ("--use_parallel", "True")
+TWO_GROUPS = ("--parallel_config.data_parallel", "2", "--runner_config.batch_size")
+SHARDED_OPTIMIZER = ("--parallel.enable_parallel_optimizer", "True")
+SHARDED_OPTIMIZER += ("--parallel.parallel_optimizer_config.parallel_optimizer_threshold", "0")
+SEQUENCE = ("--parallel_config.use_seq_parallel", "True", "--runner_config.batch_size", "2")
+SEQUENCE += ("--micro_batch_interleave_num", "2")
+COLUMNS, ROWS = ("wq", "wk", "wv", "w1", "w3"), ("wo", "w2")
+HEADS = dict.fromkeys(COLUMNS, 0) | dict.fromkeys(ROWS, 1)
+NORMS_AND_TABLES = ("attention_norm", "ffn_norm", "norm_out", "lm_head", "tok_embeddings")
+# name -> (ranks, arguments, {part of a weight's name: the axis of which rank r holds part r % 2})
+CASES = {
+    "dp2": (2, (*SPLIT, *TWO_GROUPS, "2"), {}),
+    "mp2_sequence_interleaved": (2, (*SPLIT, "--parallel_config.model_parallel", "2", *SEQUENCE), HEADS),
+    "dp2_mp2": (4, (*SPLIT, *TWO_GROUPS, "2", "--parallel_config.model_parallel", "2"), HEADS),
+    "dp2_optimizer_accumulation": (
+        2,
+        (*SPLIT, *TWO_GROUPS, "1", *SHARDED_OPTIMIZER, "--runner_config.gradient_accumulation_steps", "2"),
+        dict.fromkeys(COLUMNS + ROWS + NORMS_AND_TABLES, 0),
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with records (some padded), weights to start from and a configuration."""
+    import mindspore as ms
+
+    from mindformers.config import load_config
+    from mindformers.dataset.mindrecord import MindRecordWriter
+    from mindformers.trainer.network import build_network
+
+    folder = tmp_path_factory.mktemp("parallel")
+    rng = np.random.default_rng(0)
+    records = rng.integers(1, 60, (RECORDS, LENGTH)).astype(np.int32)
+    records[::3, 10:] = 0
+    writer = MindRecordWriter(folder / "train.mindrecord", {"input_ids": LENGTH})
+    writer.write(input_ids=records)
+    writer.close()
+    config = yaml.safe_load((REPO / "configs/llama2/run_llama2_tiny.yaml").read_text(encoding="utf-8"))
+    config["base_config"] = str(REPO / "configs/llama2/_base.yaml")
+    config["runner_config"] |= {"epochs": 1, "batch_size": BATCH}
+    config["model"]["model_config"] |= {
+        "hidden_size": 32, "num_layers": 2, "num_heads": 4, "n_kv_heads": 2, "vocab_size": 64, "seq_length": 16,
+        "pretrain_seqlen": 16, "max_decode_length": 16,
+    }  # fmt: skip
+    for section in ("train_dataset", "eval_dataset"):
+        config[section]["data_loader"]["dataset_dir"] = "train.mindrecord"
+    config |= {"optimizer": {"type": "SGD", "learning_rate": 0.1}, "lr_schedule": None, "load_checkpoint": "init.ckpt"}
+    config |= {"do_eval": True, "eval_step_interval": 6}
+    config["callbacks"][0]["per_print_times"] = 1
+    scale = {"type": "DynamicLossScaleUpdateCell", "loss_scale_value": 1.7e38, "scale_factor": 1.0e36}
+    config["runner_wrapper"] = {"scale_sense": scale, "use_clip_grad": True, "max_grad_norm": 2.3}
+    (folder / "run.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    network = build_network(load_config(folder / "run.yaml"))
+    weights = [
+        {"name": p.name, "data": ms.Tensor((rng.normal(size=p.shape) * 0.1 + (p.ndim == 1)).astype(np.float32))}
+        for p in network.get_parameters()
+    ]
+    ms.save_checkpoint(weights, str(folder / "init.ckpt"))
+    return folder
+
+
+def train(job: Path, name: str, ranks: int, arguments: tuple[str, ...]) -> str:
+    """Run the real command; the output of rank 0."""
+    command = [str(REPO / "run_mindformer.py"), "--config", "run.yaml", "--output_dir", name, *arguments]
+    return run_ranks(ranks, command, job)[0]
+
+
+def metrics(job: Path, name: str) -> np.ndarray:
+    """(loss, grad_norm, overflow, loss_scale) of every step."""
+    lines = (job / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return np.array([[record[key] for key in ("loss", "grad_norm", "overflow", "loss_scale")] for record in
+                     map(json.loads, lines)])  # fmt: skip
+
+
+def perplexity(output: str) -> float:
+    found = re.search(r"PerplexityMetric = .*'PPL': ([\d.]+)", output)
+    assert found, output[-2000:]
+    return float(found.group(1))
+
+
+def weights(job: Path, name: str, rank: int) -> dict[str, np.ndarray]:
+    import mindspore as ms
+
+    path = job / name / f"checkpoint_network/rank_{rank}/llama2_tiny_rank_{rank}-network.ckpt"
+    return {key: value.asnumpy() for key, value in ms.load_checkpoint(str(path)).items()}
+
+
+@pytest.fixture(scope="module")
+def one(job: Path) -> str:
+    """The run of one process; its output."""
+    return train(job, "one", 1, ())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_same_as_one_process(job: Path, one: str, name: str) -> None:
+    ranks, arguments, split = CASES[name]
+    output = train(job, name, ranks, arguments)
+    expected, measured = metrics(job, "one"), metrics(job, name)
+    assert expected[:, 2].tolist() == [1, 0, 0, 0, 0, 0], "the first step was to overflow, the others not"
+    np.testing.assert_array_equal(measured[:, 2:], expected[:, 2:])
+    np.testing.assert_allclose(measured[1:, :2], expected[1:, :2], rtol=0, atol=1e-6)
+    assert perplexity(output) == pytest.approx(perplexity(one), rel=1e-6)
+    whole = weights(job, "one", 0)
+    for rank in range(ranks):
+        for key, value in weights(job, name, rank).items():
+            axis = next((axis for part, axis in split.items() if f".{part}." in f".{key}"), None)
+            part = whole[key] if axis is None else np.split(whole[key], 2, axis)[rank % 2]
+            np.testing.assert_allclose(value, part, rtol=0, atol=1e-6, err_msg=f"{key} of rank {rank}")
