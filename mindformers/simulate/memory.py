@@ -15,8 +15,8 @@ from mindformers.config.schema.parallel import layer_stages
 BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 GIB = 1 << 30
 # Fitted to measured runs on CPU (docs/parallel.md): all results of a layer as a multiple of those kept for the backward
-# pass, those of the size of the scores, masks of that size, and those of the size of the logits in fp32.
-CPU_LAYER, CPU_SCORES, CPU_MASKS, CPU_HEAD = 1.9, 4.8, 2.0, 5.0
+# pass, those of the size of the scores, those of the size of the logits in fp32, and the compiled graph itself.
+CPU_LAYER, CPU_SCORES, CPU_HEAD, CPU_GRAPH = 1.5, 0.9, 1.6, 143 << 20
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def activation_bytes(cfg: RunConfig, stage: int) -> int:
     if cfg.context.device_target == "CPU":
         scores = inside // (2 * BYTES[config.softmax_compute_type] + 2 * c) * 4
         held = CPU_LAYER * kept + CPU_SCORES * scores
-        return int(layers * held + CPU_MASKS * scores + CPU_HEAD * t * config.vocab_size * 4)
+        return int(layers * held + CPU_HEAD * t * config.vocab_size * 4 + CPU_GRAPH)
     if recompute.recompute and not recompute.select_recompute:
         slices = layout.model_parallel if recompute.recompute_slice_activation or layout.use_seq_parallel else 1
         total = flying * layers * t * config.hidden_size * c // slices
