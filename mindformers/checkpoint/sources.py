@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A checkpoint of any form as one source of tensors: a file, foreign weights, or the ranks of a cluster."""
 
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from mindformers.checkpoint.layout import manifest_path
 from mindformers.checkpoint.load import resolve_checkpoint, sound_checkpoint
 from mindformers.checkpoint.manifest import read_manifest
 from mindformers.checkpoint.sliced import ShardedSource, WholeSource
-from mindformers.checkpoint.strategy import read_strategy
+from mindformers.checkpoint.strategy import ClusterLayout, from_records, read_strategy
 from mindformers.errors import CheckpointError
 from mindformers.tools.logger import get_logger
 
@@ -26,11 +27,12 @@ _KEPT_FIELDS = ("step", "epoch", "step_in_epoch", "global_batch_size", "records_
 
 @dataclass
 class Opened:
-    """A source, the files it reads, and what their manifest says of the run."""
+    """A source, the files it reads, what their manifest says of the run, and whether it says how they were cut."""
 
     source: WholeSource | ShardedSource
     files: list[Path]
     fields: dict[str, Any] = field(default_factory=dict)
+    recorded: bool = False
 
 
 def open_source(
@@ -66,7 +68,8 @@ def open_source(
             sound_checkpoint(found, check)
         return Opened(WholeSource(found), [found], _run_fields(found))
     files = select_files(path, prefix)
-    if strategy is None and len(files) > 1:
+    recorded = _recorded_layout(files)
+    if strategy is None and recorded is None and len(files) > 1:
         raise CheckpointError(
             f"{path} holds checkpoints of {len(files)} ranks: say how they were cut (the strategy files of that run, "
             f"{_strategy_beside(path)})"
@@ -74,9 +77,11 @@ def open_source(
     with ThreadPoolExecutor(max(workers, 1)) as pool:
         list(pool.map(lambda file: sound_checkpoint(file, check), files.values()))
     first = files[min(files)]
-    if strategy is None:
+    if strategy is None and recorded is None:
         return Opened(WholeSource(first), [first], _run_fields(first))
-    layout = read_strategy(strategy, list(files))
+    layout = recorded or read_strategy(strategy, list(files))
+    if recorded and strategy is not None:
+        _check_given(read_strategy(strategy, list(files)), recorded)
     surplus = [rank for rank in files if rank >= layout.ranks]
     if surplus:
         raise CheckpointError(
@@ -86,7 +91,29 @@ def open_source(
     source = ShardedSource(layout, files)
     if absent:
         logger.warning("%s lacks rank %s; other ranks hold the same slices", path, ", ".join(map(str, absent)))
-    return Opened(source, list(files.values()), _run_fields(first))
+    return Opened(source, list(files.values()), _run_fields(first), recorded is not None)
+
+
+def _recorded_layout(files: Mapping[int, Path]) -> ClusterLayout | None:
+    """How the files were cut, by their manifests; None when not all of them say it."""
+    records = {}
+    for file in files.values():
+        record = read_manifest(file).extra.get("slices") if manifest_path(file).exists() else None
+        if record is None:
+            return None
+        records[file] = record
+    return from_records(records)
+
+
+def _check_given(given: ClusterLayout, recorded: ClusterLayout) -> None:
+    """A strategy that the user names must be that of the checkpoints."""
+    for one, other in zip(given.stages, recorded.stages, strict=False):
+        differs = [name for name in one.keys() & other.keys() if one[name] != other[name]]
+        if differs or len(given.stages) != len(recorded.stages):
+            raise CheckpointError(
+                f"{given.source} is not how {recorded.source} was cut ({len(differs) or 'all'} parameters differ): "
+                "it is of another run. The checkpoints say themselves how they were cut: leave the strategy out"
+            )
 
 
 def _strategy_beside(path: Path) -> str:
@@ -102,4 +129,5 @@ def _run_fields(file: Path) -> dict[str, Any]:
     if not file.is_file() or not manifest_path(file).exists():
         return {}
     manifest = read_manifest(file)
-    return {name: getattr(manifest, name) for name in _KEPT_FIELDS}
+    fields = {name: getattr(manifest, name) for name in _KEPT_FIELDS}
+    return fields | {"extra": {key: value for key, value in manifest.extra.items() if key != "slices"}}

@@ -20,7 +20,16 @@ from typing import Any, NamedTuple
 from mindformers.checkpoint.names import is_state_name
 from mindformers.errors import CheckpointError
 
-__all__ = ["Box", "ClusterLayout", "ParamLayout", "read_strategy", "whole_box"]
+__all__ = [
+    "Box",
+    "ClusterLayout",
+    "ParamLayout",
+    "from_records",
+    "read_own_strategy",
+    "read_strategy",
+    "slices_record",
+    "whole_box",
+]
 
 Box = tuple[tuple[int, int], ...]
 """(start, stop) along each axis of the whole tensor."""
@@ -105,12 +114,14 @@ class ClusterLayout:
         stages: of each pipeline stage, the layouts of its parameters by name.
         stage_devices: devices of one stage.
         source: the file or folder it was read from, for messages.
+        only_stage: the one stage that is known; None when all are.
     """
 
     stages: list[dict[str, ParamLayout]]
     stage_devices: int
     source: Path
-    _names: set[str] = field(default_factory=set)
+    only_stage: int | None = None
+    _names: set[str] = field(default_factory=set, compare=False)
 
     def __post_init__(self) -> None:
         self._names = {name for stage in self.stages for name in stage}
@@ -131,6 +142,8 @@ class ClusterLayout:
     def holds(self, name: str, rank: int) -> bool:
         """Whether the rank has (a part of) a parameter: it is in its stage's strategy, or in that of none."""
         name = self._known(name)
+        if self.only_stage is not None and name not in self._names and "." in name:
+            return False  # a weight, or state of one: of another stage
         return name not in self._names or name in self.stages[self.stage_of(rank)]
 
     def _known(self, name: str) -> str:
@@ -171,6 +184,60 @@ def read_strategy(path: str | Path, ranks: Sequence[int] | None = None) -> Clust
         return _read_folder(path, ranks)
     stages = _parse(path)
     return _combine(path, stages, None)
+
+
+def read_own_strategy(path: Path, stages: int) -> ClusterLayout:
+    """The layout of one rank's own pipeline stage; the parameters of the others are unknown.
+
+    Args:
+        path: the rank's strategy file.
+        stages: pipeline stages of the run.
+    """
+    ((stage, layouts),) = _parse(path).items()
+    devices = {math.prod(layout.devices) for layout in layouts.values()}
+    if len(devices) != 1:
+        raise CheckpointError(f"{path}: device matrices of different size")
+    others = [layouts if number == stage else {} for number in range(stages)]
+    return ClusterLayout(others, devices.pop(), path, only_stage=stage if stages > 1 else None)
+
+
+def slices_record(layout: ClusterLayout, rank: int) -> dict[str, Any]:
+    """The layout of a rank's stage as JSON; :func:`from_records` is the way back."""
+    stage = layout.stage_of(rank)
+    kinds = list(dict.fromkeys(layout.stages[stage].values()))
+    numbers = {kind: number for number, kind in enumerate(kinds)}
+    return {
+        "stage": stage,
+        "stages": len(layout.stages),
+        "layouts": [[kind.devices, kind.axes, kind.shard_size] for kind in kinds],
+        "parameters": {name: numbers[kind] for name, kind in layout.stages[stage].items()},
+    }
+
+
+def from_records(records: Mapping[Path, Mapping[str, Any]]) -> ClusterLayout:
+    """The layout of a run from what the manifests of its ranks say.
+
+    Args:
+        records: checkpoint file -> its entry, one of each stage at least.
+
+    Raises:
+        CheckpointError: they contradict each other, or stages are missing.
+    """
+    stages: dict[int, dict[str, ParamLayout]] = {}
+    first: dict[int, Path] = {}
+    for path, record in records.items():
+        try:
+            kinds = [ParamLayout(tuple(d), tuple(tuple(a) for a in axes), size) for d, axes, size in record["layouts"]]
+            layouts = {name: kinds[number] for name, number in record["parameters"].items()}
+            stage = int(record["stage"])
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            raise CheckpointError(f"the manifest of {path} does not say how it was cut ({error!r})") from error
+        if stages.setdefault(stage, layouts) != layouts:
+            raise CheckpointError(
+                f"{first[stage]} and {path} were cut by different layouts: they are of different runs"
+            )
+        first.setdefault(stage, path)
+    return _combine(next(iter(records)).parent.parent, stages, None)
 
 
 def _read_folder(folder: Path, ranks: Sequence[int] | None) -> ClusterLayout:

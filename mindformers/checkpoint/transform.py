@@ -29,7 +29,7 @@ from mindformers.checkpoint.manifest import fsync_dir
 from mindformers.checkpoint.names import is_weight_name
 from mindformers.checkpoint.sliced import ShardedSource, Source, open_file_by_parts
 from mindformers.checkpoint.sources import Opened
-from mindformers.checkpoint.strategy import Box, ClusterLayout, whole_box
+from mindformers.checkpoint.strategy import Box, ClusterLayout, slices_record, whole_box
 from mindformers.checkpoint.stream import CheckpointStream, Planned, check_space
 from mindformers.errors import CheckpointError
 from mindformers.tools.logger import get_logger
@@ -212,7 +212,7 @@ class _Work:
         with contextlib.ExitStack() as stack:
             streams = {
                 rank: stack.enter_context(
-                    CheckpointStream(files[rank], [item for item, _ in plan], self.fmt, self.fields)
+                    CheckpointStream(files[rank], [item for item, _ in plan], self.fmt, self._manifest(rank))
                 )
                 for rank, plan in plans.items()
             }
@@ -226,6 +226,12 @@ class _Work:
             for name, whole in self._whole_tensors([name for name in self.names if name in parts]):
                 list(pool.map(lambda part, value=whole: put(part, value), parts[name]))
                 bar.update(sum(item.nbytes for _, item, _ in parts[name]))
+
+    def _manifest(self, rank: int) -> dict[str, Any]:
+        """What is known of the run, and how this rank's file is cut."""
+        if self.layout is None:
+            return dict(self.fields)
+        return {**self.fields, "slices": slices_record(self.layout, rank)}
 
     def _whole_tensors(self, names: Sequence[str]) -> Iterator[tuple[str, Raw]]:
         """Each tensor, read ahead by the workers while no more than the largest one's bytes wait."""

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a config to everything a training run needs, in straight lines."""
 
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from mindspore import nn
 from mindformers.checkpoint.layout import OutputLayout
 from mindformers.checkpoint.load import load_into, read_checkpoint, resolve_checkpoint
 from mindformers.checkpoint.manifest import flatten_config
-from mindformers.checkpoint.resume import ResumePoint, find_resume, restore
+from mindformers.checkpoint.reshard import load_slices, own_layout, own_parameters, slices_fields
+from mindformers.checkpoint.resume import ResumePoint, restore
 from mindformers.config import RunConfig
 from mindformers.core.callback import CheckpointMonitor, EvalCallBack, MFLossMonitor, ObsMonitor, ProfileMonitor
 from mindformers.core.lr import resolve_schedule
@@ -31,6 +33,7 @@ from mindformers.registry import MindFormerModuleType, MindFormerRegister
 from mindformers.tools.logger import get_logger
 from mindformers.trainer.evaluate import EvalCell, evaluate
 from mindformers.trainer.parallel import compile_split, lay_out, split_records
+from mindformers.trainer.slices import find_state, load_parts, loads_slices
 from mindformers.wrapper import InterleavedLoss, MFPipelineWithLossScaleCell, MFTrainOneStepCell
 
 logger = get_logger(__name__)
@@ -82,6 +85,9 @@ def load_weights(network: nn.Cell, cfg: RunConfig, *, required: bool, rank: int 
             )
         logger.info("no load_checkpoint: the weights start from random values (seed %d)", cfg.seed)
         return None
+    if cfg.auto_trans_ckpt:  # of any layout into this process' whole network
+        load_slices(network, source, strategy=cfg.src_strategy_path_or_dir, strict=cfg.load_checkpoint_strict)
+        return Path(source)
     path = resolve_checkpoint(source, rank)
     load_into(network, read_checkpoint(path), strict=cfg.load_checkpoint_strict)
     logger.info("weights loaded from %s", path)
@@ -97,18 +103,27 @@ def build_training(cfg: RunConfig, layout: OutputLayout, dataset: Any = None, ev
         dataset: a MindSpore dataset of batches to use in place of ``train_dataset``.
         eval_dataset: the same for the evaluations that ``do_eval`` asks for.
     """
-    resume = find_resume(cfg.load_checkpoint or layout, _prefix(cfg)) if cfg.resume_training else None
+    resume = find_state(cfg, layout, _prefix(cfg))
     progress, stream, manifest = _build_data(cfg, resume, dataset)
     network = build_network(cfg)
-    if resume is None:
+    fresh = resume is None and not cfg.only_save_strategy
+    if fresh and not loads_slices(cfg):
         load_weights(network, cfg, required=cfg.run_mode == "finetune", rank=layout.rank)
     network.set_train(True)
     network = lay_out(network, cfg)
     optimizer = build_optimizer(cfg, network, progress)
     cell = build_train_cell(cfg, network, optimizer)
+    begin = time.time()
     compile_split(cell, cfg)
+    parts = own_layout(layout.rank, begin) if is_split() else None
+    if parts is not None:
+        manifest |= slices_fields(parts, layout.rank)
     if resume is not None:
-        restore(train_state(cell), resume, manifest)
+        if resume.tensors is not None:
+            resume.tensors = resume.tensors.of(parts)
+        restore(own_parameters(train_state(cell), parts, layout.rank), resume, manifest)
+    elif fresh and loads_slices(cfg):
+        load_parts(network, cfg, layout, parts)
     callbacks = build_callbacks(cfg, progress, layout, cell, manifest, resume)
     if cfg.do_eval:
         callbacks.append(_eval_callback(cfg, network, progress, eval_dataset))

@@ -10,12 +10,14 @@ from mindspore import nn
 from mindformers.checkpoint.layout import OutputLayout
 from mindformers.config import RunConfig, load_config, save_config
 from mindformers.core.context import init_context, set_seed
+from mindformers.core.parallel_context import is_split
 from mindformers.errors import ConfigError
 from mindformers.tools.logger import get_logger
 from mindformers.trainer.build import TrainTask, build_network, build_training, load_weights
 from mindformers.trainer.evaluate import EvalCell, evaluate
 from mindformers.trainer.parallel import lay_out, parallel_section
 from mindformers.trainer.predict import predict
+from mindformers.trainer.slices import compile_parts, load_parts, loads_slices, report_strategy
 
 logger = get_logger(__name__)
 
@@ -43,6 +45,9 @@ class Trainer:
         layout = self._start()
         task = build_training(self.config, layout, self.train_dataset, self.eval_dataset)
         save_config(self.config, layout.resolved_config)
+        if self.config.only_save_strategy:
+            report_strategy(layout)
+            return
         run(task, self.config)
         self._network = task.cell.network
 
@@ -53,10 +58,16 @@ class Trainer:
 
     def evaluate(self) -> dict[str, dict[str, float]]:
         """Metric values of the eval dataset, ``{metric: {name: value}}``."""
+        if self.config.only_save_strategy:
+            self._write_strategy()
+            return {}
         return evaluate(self.config, EvalCell(self._trained_network()), self.eval_dataset)
 
     def predict(self, input_data: Any = None) -> list[dict]:
         """Generated texts, ``[{"text_generation_text": [...]}, ...]``, for input_data or the config's."""
+        if self.config.only_save_strategy:
+            self._write_strategy()
+            return []
         return predict(self.config, self._trained_network(), input_data)
 
     def _start(self) -> OutputLayout:
@@ -67,12 +78,24 @@ class Trainer:
             self._layout = OutputLayout(cfg.output_dir, rank)
         return self._layout
 
+    def _write_strategy(self) -> None:
+        layout = self._start()
+        if is_split():
+            network = lay_out(build_network(self.config), self.config)
+            compile_parts(network.set_train(False), self.config, layout.rank)
+        report_strategy(layout)
+
     def _trained_network(self) -> nn.Cell:
         layout = self._start()
         if self._network is None:
             network = build_network(self.config)
-            load_weights(network, self.config, required=True, rank=layout.rank)
+            later = loads_slices(self.config)
+            if not later:
+                load_weights(network, self.config, required=True, rank=layout.rank)
             self._network = lay_out(network, self.config)
+            if later:
+                network.set_train(False)
+                load_parts(network, self.config, layout, compile_parts(network, self.config, layout.rank))
         self._network.set_train(False)
         return self._network
 
