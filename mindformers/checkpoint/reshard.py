@@ -8,7 +8,6 @@ A checkpoint says in its manifest how it was cut (``extra["slices"]``), so that 
 the same folder replaces, are only needed for checkpoints of other programs.
 """
 
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,12 +30,9 @@ __all__ = [
     "own_parameters",
     "resume_slices",
     "slices_fields",
-    "wait_for_ranks",
 ]
 
 logger = get_logger(__name__)
-
-_LOOK_AGAIN = 0.2  # seconds
 
 
 class RankTensors(Mapping[str, ms.Tensor]):
@@ -168,34 +164,3 @@ def _open(path: str | Path, strategy: str | None, output_strategies: Path | None
             "source: copy them to another folder, or choose another output_dir"
         )
     return opened
-
-
-def wait_for_ranks(folder: Path, rank: int, ranks: int, token: str, timeout: float, what: str = "load") -> None:
-    """Tell the other ranks that this one is done, and wait until all are.
-
-    Args:
-        folder: one that all ranks see.
-        rank: this process.
-        ranks: how many there are.
-        token: names this run; events of other runs do not count.
-        timeout: seconds to wait for the last.
-        what: was done, for the message.
-
-    Raises:
-        CheckpointError: after ``timeout``; names the ranks that are missing.
-    """
-    own = folder / f"{token}.{what}.rank_{rank}"
-    folder.mkdir(parents=True, exist_ok=True)
-    own.touch()
-    begin = time.monotonic()
-    while True:
-        missing = [r for r in range(ranks) if not (folder / f"{token}.{what}.rank_{r}").exists()]
-        if not missing:
-            return
-        if time.monotonic() - begin > timeout:
-            listed = ", ".join(map(str, missing[:8])) + (f" and {len(missing) - 8} more" if len(missing) > 8 else "")
-            raise CheckpointError(
-                f"rank {rank} waited {timeout:.0f} s for rank {listed} to {what} the checkpoint: look at the log of "
-                f"rank {missing[0]}. All ranks must see {folder}"
-            )
-        time.sleep(_LOOK_AGAIN)

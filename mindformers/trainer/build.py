@@ -33,6 +33,7 @@ from mindformers.registry import MindFormerModuleType, MindFormerRegister
 from mindformers.tools.logger import get_logger
 from mindformers.trainer.evaluate import EvalCell, evaluate
 from mindformers.trainer.parallel import compile_split, lay_out, split_records
+from mindformers.trainer.slices import find_state, load_parts, loads_slices, meeting
 from mindformers.trainer.slices import find_state, load_parts, loads_slices
 from mindformers.wrapper import InterleavedLoss, MFPipelineWithLossScaleCell, MFTrainOneStepCell
 
@@ -103,7 +104,9 @@ def build_training(cfg: RunConfig, layout: OutputLayout, dataset: Any = None, ev
         dataset: a MindSpore dataset of batches to use in place of ``train_dataset``.
         eval_dataset: the same for the evaluations that ``do_eval`` asks for.
     """
-    resume = find_state(cfg, layout, _prefix(cfg))
+    ranks = meeting(cfg, layout)
+    with ranks.step("find"):
+        resume = find_state(cfg, layout, _prefix(cfg))
     progress, stream, manifest = _build_data(cfg, resume, dataset)
     network = build_network(cfg)
     fresh = resume is None and not cfg.only_save_strategy
@@ -118,12 +121,13 @@ def build_training(cfg: RunConfig, layout: OutputLayout, dataset: Any = None, ev
     parts = own_layout(layout.rank, begin) if is_split() else None
     if parts is not None:
         manifest |= slices_fields(parts, layout.rank)
-    if resume is not None:
-        if resume.tensors is not None:
-            resume.tensors = resume.tensors.of(parts)
-        restore(own_parameters(train_state(cell), parts, layout.rank), resume, manifest)
-    elif fresh and loads_slices(cfg):
-        load_parts(network, cfg, layout, parts)
+    with ranks.step("load"):
+        if resume is not None:
+            if resume.tensors is not None:
+                resume.tensors = resume.tensors.of(parts)
+            restore(own_parameters(train_state(cell), parts, layout.rank), resume, manifest)
+        elif fresh and loads_slices(cfg):
+            load_parts(network, cfg, layout, parts)
     callbacks = build_callbacks(cfg, progress, layout, cell, manifest, resume)
     if cfg.do_eval:
         callbacks.append(_eval_callback(cfg, network, progress, eval_dataset))

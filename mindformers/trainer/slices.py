@@ -6,11 +6,12 @@ from pathlib import Path
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, communication, nn
+from mindspore import Tensor, communication, nn, ops
 
 from mindformers.checkpoint.cluster import rank_folders
 from mindformers.checkpoint.layout import OutputLayout
 from mindformers.checkpoint.load import load_into, read_checkpoint, resolve_checkpoint
+from mindformers.checkpoint.meeting import Meeting
 from mindformers.checkpoint.reshard import load_slices, own_layout, own_parameters, resume_slices
 from mindformers.checkpoint.resume import ResumePoint, find_resume
 from mindformers.checkpoint.strategy import ClusterLayout
@@ -22,6 +23,16 @@ from mindformers.trainer.evaluate import EvalCell
 from mindformers.trainer.parallel import split_records
 
 logger = get_logger(__name__)
+
+
+def meeting(cfg: RunConfig, layout: OutputLayout) -> Meeting:
+    """The ranks of a run with auto_trans_ckpt, which wait for each other; of another run, one alone."""
+    ranks = communication.get_group_size() if cfg.use_parallel and cfg.auto_trans_ckpt else 1
+    token = ""
+    if ranks > 1:
+        now = float(int(time.time()) % 2**24) if layout.rank == 0 else 0.0  # exact in fp32, which CPU ranks can add
+        token = str(int(ops.AllReduce()(Tensor([now], ms.float32)).asnumpy()[0]))
+    return Meeting(layout.events_dir, layout.rank, ranks, token, cfg.auto_trans_timeout)
 
 
 def find_state(cfg: RunConfig, layout: OutputLayout, prefix: str | None) -> ResumePoint | None:

@@ -17,7 +17,7 @@ from mindformers.trainer.build import TrainTask, build_network, build_training, 
 from mindformers.trainer.evaluate import EvalCell, evaluate
 from mindformers.trainer.parallel import lay_out, parallel_section
 from mindformers.trainer.predict import predict
-from mindformers.trainer.slices import compile_parts, load_parts, loads_slices, report_strategy
+from mindformers.trainer.slices import compile_parts, load_parts, loads_slices, meeting, report_strategy
 
 logger = get_logger(__name__)
 
@@ -94,8 +94,10 @@ class Trainer:
                 load_weights(network, self.config, required=True, rank=layout.rank)
             self._network = lay_out(network, self.config)
             if later:
+                ranks = meeting(self.config, layout)
                 network.set_train(False)
-                load_parts(network, self.config, layout, compile_parts(network, self.config, layout.rank))
+                with ranks.step("load"):
+                    load_parts(network, self.config, layout, compile_parts(network, self.config, layout.rank))
         self._network.set_train(False)
         return self._network
 

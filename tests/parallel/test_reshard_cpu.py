@@ -12,7 +12,7 @@ from mindformers.checkpoint.sources import open_source
 from mindformers.checkpoint.strategy import whole_box
 from tests.helpers import REPO
 from tests.parallel.ranks import run_ranks
-from tests.parallel.test_run_cpu import SHARDED_OPTIMIZER, SPLIT, TWO_GROUPS, job
+from tests.parallel.test_run_cpu import SHARDED_OPTIMIZER, SPLIT, TWO_GROUPS, job, perplexity
 
 __all__ = ["job"]
 
@@ -71,3 +71,16 @@ def test_checkpoints_say_how_they_were_cut(moved: Path) -> None:
         if "float" in dtype:
             one, other = (s.read(name, whole_box(shape)).data for s in (source, whole))
             np.testing.assert_allclose(one, other, rtol=0, atol=2e-5, err_msg=name)
+
+
+def test_a_whole_checkpoint_is_evaluated_on_two_ranks(moved: Path) -> None:
+    """The card's folder with rank_0/model.ckpt."""
+    (moved / "whole/rank_0").mkdir(parents=True)
+    shutil.copy(moved / "init.ckpt", moved / "whole/rank_0/model.ckpt")
+    evaluate = ("--run_mode", "eval", "--load_checkpoint")
+    one = perplexity(run(moved, "one", 1, *evaluate, "init.ckpt"))
+    split = (*SPLIT, "--parallel_config.model_parallel", "2", "--auto_trans_ckpt", "True")
+    assert perplexity(run(moved, "two", 2, *split, *evaluate, "whole")) == pytest.approx(one, rel=1e-5)
+    assert [p.name.split(".", 1)[1] for p in sorted((moved / "two/transformed_checkpoint").iterdir())] == [
+        "load.rank_0", "load.rank_1"
+    ]  # fmt: skip

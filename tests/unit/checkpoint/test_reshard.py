@@ -2,6 +2,7 @@
 """Cutting and joining checkpoints by the strategies that MindSpore compiles; MindSpore's own conversion agrees."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,8 +17,11 @@ from mindformers.checkpoint.sources import open_source
 from mindformers.checkpoint.strategy import read_strategy
 from mindformers.checkpoint.stream import CheckpointStream, Planned
 from mindformers.checkpoint.transform import transform
+from mindformers.errors import CheckpointError
 from mindformers.models.llama.llama_config import LlamaConfig
+from mindformers.tools.transform_ckpt import main
 from tests.helpers import REPO
+from tests.unit.checkpoint.helpers import LogLines
 from tests.unit.checkpoint.strategy_maker import LAYOUTS, MODEL
 
 STEP = {"step": 7, "epoch": 1, "step_in_epoch": 7, "seed": 3, "global_batch_size": 4, "dataset_records": 40}
@@ -34,8 +38,6 @@ def strategies(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _environment() -> dict[str, str]:
-    import os
-
     return dict(os.environ, PYTHONPATH=str(REPO), GLOG_v="3", OMP_NUM_THREADS="1")
 
 
@@ -117,3 +119,85 @@ def test_mindspore_cuts_the_same(strategies: Path, whole: Path, tmp_path: Path, 
         theirs = tmp_path / f"theirs{rank}.ckpt"
         ms.parallel.transform_checkpoint_by_rank(rank, {0: str(whole)}, str(theirs), None, strategy)
         assert_same(contents(done.files[rank]), contents(theirs))
+
+
+def test_one_layout_becomes_another(strategies: Path, whole: Path, state: dict[str, Raw], tmp_path: Path) -> None:
+    """Eight slices to four to eight of a pipeline; no whole file in between. Strategies come from the manifests too."""
+    places = {name: strategies / name / "strategy" for name in ("dp4_mp2_optimizer", "mp4", "dp2_mp2_pp2_optimizer")}
+    transform(open_source(whole), tmp_path / "0", read_strategy(places["dp4_mp2_optimizer"]), with_optimizer=True)
+    transform(open_source(tmp_path / "0"), tmp_path / "1", read_strategy(places["mp4"]), with_optimizer=True)
+    last = read_strategy(places["dp2_mp2_pp2_optimizer"])
+    transform(open_source(tmp_path / "1", places["mp4"]), tmp_path / "2", last, with_optimizer=True, fmt="safetensors")
+    joined = transform(open_source(tmp_path / "2"), tmp_path / "3", with_optimizer=True, verify=True)
+    assert_same(contents(joined.files[0]), state)
+    with pytest.raises(CheckpointError, match=r"is not how .* was cut"):
+        open_source(tmp_path / "2", places["mp4"])
+
+
+def test_without_manifests_the_strategy_is_used(strategies: Path, whole: Path, state: dict, tmp_path: Path) -> None:
+    """As the files of other programs come: one file in each folder, strategies of all stages, or merged in one file."""
+    import mindspore as ms
+
+    folder = strategies / "dp2_mp2_pp2_optimizer" / "strategy"
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    transform(open_source(whole), tmp_path / "cut", read_strategy(folder))
+    for manifest in (tmp_path / "cut").glob("rank_*/*.json"):
+        manifest.unlink()
+    merged = tmp_path / "merged.ckpt"
+    ms.parallel.merge_pipeline_strategys(str(folder), str(merged))
+    weights = {name: value for name, value in state.items() if name.startswith(("model.", "lm_head."))}
+    for place, strategy in enumerate((folder, merged)):
+        joined = transform(open_source(tmp_path / "cut", strategy), tmp_path / str(place), verify=True)
+        assert_same(contents(joined.files[0]), weights)
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    with pytest.raises(CheckpointError, match="no strategy of pipeline stage 0"):
+        open_source(tmp_path / "cut", folder / "ckpt_strategy_rank_4.ckpt")
+
+
+def test_command_and_foreign_weights(strategies: Path, whole: Path, tmp_path: Path, capsys) -> None:
+    """The card's command; what it joins loads into the model and converts to Hugging Face, which is cut again."""
+    from mindformers.checkpoint.load import load_into, read_checkpoint
+    from mindformers.models.llama.convert_weight import main as convert
+    from mindformers.models.llama.llama import LlamaForCausalLM
+
+    strategy = str(strategies / "mp4" / "strategy")
+    flags = ["--src_ckpt_dir", str(whole), "--dst_ckpt_strategy", strategy, "--dst_ckpt_dir", str(tmp_path / "cut")]
+    assert main(flags) == 0
+    flags = ["--src_ckpt_strategy", strategy, "--src_ckpt_dir", str(tmp_path / "cut"), "--prefix", "llama2_7b"]
+    assert main([*flags, "--dst_ckpt_dir", str(tmp_path / "joined"), "--verify", "--workers", "3"]) == 0
+    assert "verified: the checksums of 21 parts agree" in capsys.readouterr().out
+    joined = tmp_path / "joined/rank_0/llama2_7b0.ckpt"
+    network = LlamaForCausalLM(LlamaConfig(**MODEL))
+    assert load_into(network, read_checkpoint(joined)).unexpected == []
+    config = tmp_path / "model.yaml"
+    config.write_text("model:\n  model_config:\n" + "".join(f"    {k}: {json.dumps(v)}\n" for k, v in MODEL.items()))
+    assert (
+        convert(["--mindspore_ckpt_path", str(joined), "--to_hf", str(tmp_path / "hf"), "--config", str(config)]) == 0
+    )
+    pp = read_strategy(strategies / "mp2_pp2" / "strategy")
+    transform(open_source(tmp_path / "hf"), tmp_path / "again", pp, verify=True)
+    again = transform(open_source(tmp_path / "again"), tmp_path / "last")
+    assert_same(contents(again.files[0]), contents(joined))
+
+
+def test_killed_while_writing_leaves_nothing_that_counts(strategies: Path, whole: Path, tmp_path: Path) -> None:
+    code = """
+import os, sys
+from mindformers.checkpoint.stream import CheckpointStream
+from mindformers.tools.transform_ckpt import main
+add, count = CheckpointStream.add, []
+def counted(*args):
+    add(*args)
+    count.append(1)
+    if len(count) == 30:
+        os.kill(os.getpid(), 9)
+CheckpointStream.add = counted
+main(sys.argv[1:])
+"""
+    flags = ["--src_ckpt_dir", str(whole), "--dst_ckpt_strategy", str(strategies / "mp4/strategy")]
+    command = [sys.executable, "-c", code, *flags, "--dst_ckpt_dir", str(tmp_path / "cut")]
+    assert subprocess.run(command, env=_environment(), capture_output=True, timeout=300).returncode == -9
+    assert not list((tmp_path / "cut").glob("rank_*"))
+    with LogLines() as log:
+        assert main([*flags, "--dst_ckpt_dir", str(tmp_path / "cut")]) == 0
+    assert log.having("is of a conversion under way, or of one that was killed")
