@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from mindformers.checkpoint.sources import open_source
-from mindformers.checkpoint.strategy import whole_box
+from mindformers.checkpoint.strategy import read_strategy, whole_box
+from mindformers.checkpoint.transform import transform
 from tests.helpers import REPO
 from tests.parallel.ranks import run_ranks
 from tests.parallel.test_run_cpu import SHARDED_OPTIMIZER, SPLIT, TWO_GROUPS, job, perplexity
@@ -19,6 +20,8 @@ __all__ = ["job"]
 ADAM = ("--optimizer.type", "FP32StateAdamWeightDecay", "--optimizer.learning_rate", "0.01", "--do_eval", "False")
 ADAM += ("--callbacks.CheckpointMonitor.save_checkpoint_steps", "2")
 CONTINUE = ("--resume_training", "True", "--auto_trans_ckpt", "True", "--load_checkpoint")
+
+EVALUATE = ("--run_mode", "eval", "--load_checkpoint")
 
 
 def run(job: Path, name: str, ranks: int, *arguments: str) -> str:
@@ -51,6 +54,12 @@ def moved(job: Path) -> Path:
     return job
 
 
+@pytest.fixture(scope="module")
+def one_perplexity(job: Path) -> float:
+    """That of the weights the job starts from, in one process."""
+    return perplexity(run(job, "one", 1, *EVALUATE, "init.ckpt"))
+
+
 def test_losses_continue_over_three_layouts(moved: Path) -> None:
     expected = losses(moved, "stayed")
     assert list(expected) == [1, 2, 3, 4, 5, 6]
@@ -73,14 +82,37 @@ def test_checkpoints_say_how_they_were_cut(moved: Path) -> None:
             np.testing.assert_allclose(one, other, rtol=0, atol=2e-5, err_msg=name)
 
 
-def test_a_whole_checkpoint_is_evaluated_on_two_ranks(moved: Path) -> None:
+def test_cut_weights_load_whole_in_one_process(moved: Path) -> None:
+    from mindformers.config import load_config
+    from mindformers.trainer.build import build_network, load_weights
+
+    cfg = load_config(moved / "run.yaml", ["auto_trans_ckpt=True", f"load_checkpoint={moved / 'first'}"])
+    network = build_network(cfg)
+    load_weights(network, cfg, required=True)
+    whole = open_source(moved / "first").source
+    for parameter in network.get_parameters():
+        if parameter.name in whole.facts:
+            expected = whole.read(parameter.name, whole_box(parameter.shape)).data
+            np.testing.assert_array_equal(parameter.asnumpy(), expected)
+
+
+def test_strategy_alone_then_cut_by_hand_then_loaded_as_it_is(moved: Path, one_perplexity: float) -> None:
+    mp2 = (*SPLIT, "--parallel_config.model_parallel", "2")
+    run(moved, "planned", 2, *mp2, "--only_save_strategy", "True")
+    assert not (moved / "planned/checkpoint").exists()
+    strategy = read_strategy(moved / "planned/strategy")
+    transform(open_source(moved / "init.ckpt"), moved / "cut", strategy)
+    found = perplexity(run(moved, "of_cut", 2, *mp2, *EVALUATE, "cut"))
+    assert found == pytest.approx(one_perplexity, rel=1e-5)
+
+
+def test_a_whole_checkpoint_is_evaluated_on_two_ranks(moved: Path, one_perplexity: float) -> None:
     """The card's folder with rank_0/model.ckpt."""
     (moved / "whole/rank_0").mkdir(parents=True)
     shutil.copy(moved / "init.ckpt", moved / "whole/rank_0/model.ckpt")
-    evaluate = ("--run_mode", "eval", "--load_checkpoint")
-    one = perplexity(run(moved, "one", 1, *evaluate, "init.ckpt"))
     split = (*SPLIT, "--parallel_config.model_parallel", "2", "--auto_trans_ckpt", "True")
-    assert perplexity(run(moved, "two", 2, *split, *evaluate, "whole")) == pytest.approx(one, rel=1e-5)
+    found = perplexity(run(moved, "two", 2, *split, *EVALUATE, "whole"))
+    assert found == pytest.approx(one_perplexity, rel=1e-5)
     assert [p.name.split(".", 1)[1] for p in sorted((moved / "two/transformed_checkpoint").iterdir())] == [
         "load.rank_0", "load.rank_1"
     ]  # fmt: skip

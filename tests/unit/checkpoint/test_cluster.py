@@ -241,3 +241,10 @@ def test_alone_nothing_is_written(tmp_path: Path) -> None:
     with Meeting(tmp_path / "events", 0, 1, "1", 5).step("load"):
         pass
     assert not os.path.exists(tmp_path / "events")
+
+
+def test_a_strategy_alone_needs_a_network_that_is_split(tmp_path: Path) -> None:
+    from mindformers.trainer.slices import report_strategy
+
+    with pytest.raises(ConfigError, match=r"nothing is split.*use_parallel True and parallel.parallel_mode 1"):
+        report_strategy(OutputLayout(tmp_path))
