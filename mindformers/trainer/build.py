@@ -34,7 +34,6 @@ from mindformers.tools.logger import get_logger
 from mindformers.trainer.evaluate import EvalCell, evaluate
 from mindformers.trainer.parallel import compile_split, lay_out, split_records
 from mindformers.trainer.slices import find_state, load_parts, loads_slices, meeting
-from mindformers.trainer.slices import find_state, load_parts, loads_slices
 from mindformers.wrapper import InterleavedLoss, MFPipelineWithLossScaleCell, MFTrainOneStepCell
 
 logger = get_logger(__name__)
