@@ -12,8 +12,6 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-os.environ.setdefault("MS_SIMULATION_LEVEL", "0")
-
 MODEL = {
     "hidden_size": 32, "num_layers": 2, "num_heads": 8, "n_kv_heads": 4, "vocab_size": 64, "seq_length": 16,
     "intermediate_size": 48, "checkpoint_name_or_path": "", "use_flash_attention": False,
@@ -98,6 +96,7 @@ def compile_rank(cluster: Cluster, rank: int, folder: Path) -> None:
 
 def main(folder: Path, names: list[str]) -> int:
     """Compile, rank after rank; the number of failures."""
+    os.environ["MS_SIMULATION_LEVEL"] = "0"  # read when MindSpore is imported
     import mindspore as ms
 
     ms.set_context(mode=ms.GRAPH_MODE)
