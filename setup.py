@@ -23,6 +23,7 @@ EVAL = ["jieba>=0.42", "lm-eval>=0.4.9", "pyarrow<25"]
 UNIT = [
     "pytest>=8",
     "pytest-timeout>=2.3",
+    "pytest-xdist>=3.5",
     "hypothesis>=6.100",
     "ruff>=0.6",
     "codespell[toml]>=2.3",

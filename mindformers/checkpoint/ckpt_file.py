@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from mindformers.checkpoint.ckpt_index import Record, ckpt_records
-from mindformers.checkpoint.foreign.arrays import Raw, nbytes, numpy_dtype
+from mindformers.checkpoint.foreign.arrays import Raw, numpy_dtype
 from mindformers.checkpoint.foreign.files import Facts
 from mindformers.errors import CheckpointError
 
@@ -36,15 +36,24 @@ class CkptFile:
     def read(self, name: str) -> Raw:
         """The value, in memory of its own."""
         shape, dtype = self.facts[name]
-        content = bytearray(nbytes(shape, dtype))
+        value = np.empty(shape, numpy_dtype(dtype))
+        self.read_into(name, 0, value)
+        return Raw(value, dtype)
+
+    def read_into(self, name: str, offset: int, target: np.ndarray) -> None:
+        """Fill ``target``, contiguous, with the bytes of a value from ``offset`` on."""
+        content = memoryview(target.reshape(-1).view(np.uint8))
         place = 0
         with open(self.path, "rb", buffering=0) as file:
             for record in self._records[name]:
-                file.seek(record.start)
-                end = place + record.length
+                if offset >= record.length:
+                    offset -= record.length
+                    continue
+                file.seek(record.start + offset)
+                end = min(place + record.length - offset, len(content))
+                offset = 0
                 while place < end:
-                    count = file.readinto(memoryview(content)[place:end])
+                    count = file.readinto(content[place:end])
                     if not count:
                         raise CheckpointError(f"{self.path} became shorter while it was read")
                     place += count
-        return Raw(np.frombuffer(content, numpy_dtype(dtype)).reshape(shape), dtype)

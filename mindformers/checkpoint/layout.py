@@ -132,6 +132,11 @@ class OutputLayout:
         return self.strategy_dir / f"ckpt_strategy_rank_{self.rank}.ckpt"
 
     @property
+    def events_dir(self) -> Path:
+        """Empty files by which ranks tell each other that they have loaded a checkpoint of another layout."""
+        return self.root / "transformed_checkpoint"
+
+    @property
     def log_dir(self) -> Path:
         """Log files of this rank."""
         return self.root / "log" / self.rank_name

@@ -13,7 +13,7 @@ import numpy as np
 
 from mindformers.checkpoint.ckpt_index import ckpt_problem
 from mindformers.checkpoint.download import fetch
-from mindformers.checkpoint.foreign import ForeignTensors, foreign_kind, open_foreign
+from mindformers.checkpoint.foreign import foreign_kind, open_foreign
 from mindformers.checkpoint.foreign.arrays import to_tensor
 from mindformers.checkpoint.foreign.detect import foreign_hint
 from mindformers.checkpoint.foreign.files import TORCH_SUFFIXES, SafetensorsFile
@@ -199,7 +199,7 @@ def load_into(
     if report.missing and (strict or not common):
         raise CheckpointError(_missing_message(source, report, len(targets)))
     _compare_shapes({n: (_shape(params, origin[n]), tuple(targets[n].shape)) for n in common}, source)
-    own = isinstance(params, LazyTensors | ForeignTensors)
+    own = hasattr(params, "shape")
     for name in common:
         report.cast += _assign(targets[name], params[origin[name]], own=own)
     report.loaded = len(common)
@@ -315,7 +315,8 @@ def named_parameters(network: Any) -> dict[str, ms.Parameter]:
 
 
 def _shape(params: Mapping[str, Any], name: str) -> tuple[int, ...]:
-    return params.shape(name) if isinstance(params, LazyTensors | ForeignTensors) else tuple(params[name].shape)
+    """Shape of a value; mappings that read on access know it without reading."""
+    return params.shape(name) if hasattr(params, "shape") else tuple(params[name].shape)
 
 
 def _compare_shapes(shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]], source: str | Path) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mindformers.checkpoint.cluster import common_steps
 from mindformers.checkpoint.layout import OutputLayout, manifest_path, temp_files
 from mindformers.checkpoint.load import (
     LoadReport,
@@ -15,7 +16,7 @@ from mindformers.checkpoint.load import (
     read_checkpoint,
     resolve_checkpoint,
 )
-from mindformers.checkpoint.manifest import Manifest, damage, read_manifest, scan
+from mindformers.checkpoint.manifest import Candidate, Manifest, damage, read_manifest, scan
 from mindformers.checkpoint.names import is_setting_name
 from mindformers.errors import CheckpointError
 from mindformers.tools.logger import get_logger
@@ -32,19 +33,23 @@ _COUNTERS = ("epoch_num", "step_num", "loss_scale")  # written for other readers
 
 @dataclass
 class ResumePoint:
-    """A checkpoint to continue from: its file, proven whole, and what its manifest says."""
+    """A checkpoint to continue from: its file, proven whole, its manifest, and the tensors when they come otherwise."""
 
     path: Path
     manifest: Manifest
+    tensors: Mapping[str, Any] | None = None
 
 
-def find_resume(where: OutputLayout | str | Path, prefix: str | None = None, rank: int = 0) -> ResumePoint:
+def find_resume(
+    where: OutputLayout | str | Path, prefix: str | None = None, rank: int = 0, ranks: int = 1
+) -> ResumePoint:
     """Choose the checkpoint to resume from.
 
     Args:
         where: layout of the run, a folder, or one checkpoint file.
         prefix: take only checkpoints of this prefix; None takes all.
         rank: rank of this process, when ``where`` is a folder.
+        ranks: processes of the run; a step counts as complete when all of them have it.
 
     Returns:
         The newest complete checkpoint. Incomplete ones (killed saves, foreign files) are passed over with a
@@ -63,6 +68,8 @@ def find_resume(where: OutputLayout | str | Path, prefix: str | None = None, ran
         logger.warning("passed over %s: its save did not finish", temp)
     found = scan(folder, prefix)
     complete = [c for c in found if c.manifest]
+    if ranks > 1:
+        complete = _on_all_ranks(folder, prefix, rank, ranks)
     newest = complete[-1] if complete else None
     for skipped in found:
         if skipped.manifest is None and (newest is None or _newer(skipped.path, newest.path)):
@@ -139,7 +146,9 @@ def restore(
     for part in (network, optimizer, scale):
         if part is not None:
             targets.update(named_parameters(part))
-    params = read_checkpoint(point.path, verify=False)  # find_resume has verified it
+    params = point.tensors
+    if params is None:
+        params = read_checkpoint(point.path, verify=False)  # find_resume has verified it
     counters = [name for name in _COUNTERS if name not in targets]
     return load_into(targets, params, ignore=counters, wanted=lambda name: not is_setting_name(name))
 
@@ -189,6 +198,22 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def _on_all_ranks(folder: Path, prefix: str | None, rank: int, ranks: int) -> list[Candidate]:
+    """This rank's checkpoints of steps that every rank has, oldest first."""
+    folders = {number: folder.parent / f"rank_{number}" for number in range(ranks)}
+    absent = [number for number, path in folders.items() if not path.is_dir()]
+    if absent:
+        raise CheckpointError(
+            f"nothing to resume from: {folder.parent} has no folder of rank {', '.join(map(str, absent[:8]))}, but "
+            f"{ranks} ranks run. With --auto_trans_ckpt True a checkpoint of another layout can be continued"
+        )
+    common = common_steps(folders, prefix)
+    own = [c for c in scan(folder, prefix) if c.manifest]
+    if own and (not common or common[-1][rank].path != own[-1].path):
+        logger.warning("passed over %s: not all ranks have that step complete", own[-1].path)
+    return [step[rank] for step in common]
 
 
 def rank_folder(path: Path, rank: int) -> Path:

@@ -9,9 +9,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -167,6 +167,7 @@ class CheckpointStream:
         path: the file; its folder is made.
         plan: everything that will be added, in this order.
         fmt: ``ckpt`` or ``safetensors``.
+        fields: more values for the manifest, see :class:`~mindformers.checkpoint.manifest.Manifest`.
 
     Use as a context manager: leaving it without an exception completes the file.
 
@@ -174,8 +175,9 @@ class CheckpointStream:
         CheckpointError: the disk is too full or cannot be written.
     """
 
-    def __init__(self, path: Path, plan: list[Planned], fmt: str) -> None:
+    def __init__(self, path: Path, plan: list[Planned], fmt: str, fields: Mapping[str, Any] | None = None) -> None:
         self.path = path
+        self._fields = dict(fields or {})
         self._plan = list(plan)
         self._added = 0
         self._temp = temp_path(path)
@@ -217,7 +219,8 @@ class CheckpointStream:
         os.replace(self._temp, self.path)
         fsync_dir(self.path.parent)
         described = [{"name": n, "shape": list(shape), "dtype": dtype} for n, shape, dtype in self._plan]
-        manifest = Manifest(size=size, checksum=self._output.digest.hexdigest(), parameters=described)
+        known = {"size": size, "checksum": self._output.digest.hexdigest(), "parameters": described}
+        manifest = Manifest.from_fields({**self._fields, **known, "algorithm": ALGORITHM})
         manifest.created = self.path.stat().st_mtime
         manifest.mindformers_version = __version__
         write_manifest(self.path, manifest)

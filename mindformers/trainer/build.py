@@ -9,7 +9,7 @@ import mindspore as ms
 from mindspore import nn
 
 from mindformers.checkpoint.layout import OutputLayout
-from mindformers.checkpoint.resume import restore
+from mindformers.checkpoint.reshard import slices_fields
 from mindformers.config import RunConfig
 from mindformers.core.callback import CheckpointMonitor
 from mindformers.core.distributed import DataParallelReducer, data_parallel_ranks
@@ -28,9 +28,9 @@ from mindformers.trainer.adapters import (
 from mindformers.trainer.callbacks import build_callbacks, eval_callback
 from mindformers.trainer.evaluate import EvalCell, try_evaluation
 from mindformers.trainer.network import load_weights, settled_network
-from mindformers.trainer.parallel import compile_split, lay_out
+from mindformers.trainer.parallel import lay_out
 from mindformers.trainer.resuming import find_run
-from mindformers.trainer.state import train_state
+from mindformers.trainer.slices import compile_split, load_parts, loads_slices, meeting, restore_part
 from mindformers.trainer.train_data import build_data
 from mindformers.wrapper import InterleavedLoss, MFPipelineWithLossScaleCell, MFTrainOneStepCell
 
@@ -91,15 +91,19 @@ def build_training(
     """
     given = given or Given()
     settle_adapter(cfg, layout.rank)
-    resume = find_run(cfg, layout) if cfg.resume_training else None
+    ranks = meeting(cfg, layout)
+    with ranks.step("find"):
+        resume = find_run(cfg, layout)
     if resume is not None:
         adopt_base(cfg, resume.manifest)
     progress, stream, manifest = build_data(cfg, resume, dataset)
-    loads = resume is None and bool(cfg.load_checkpoint or cfg.run_mode == "finetune")
-    network = given.network or settled_network(cfg, weights_follow=loads)
+    fresh = resume is None and not cfg.only_save_strategy
+    later = fresh and loads_slices(cfg)  # after compilation, which makes the parameters slices
+    follow = fresh and not later and bool(cfg.load_checkpoint or cfg.run_mode == "finetune")
+    network = given.network or settled_network(cfg, weights_follow=follow)
     adapted, base = has_adapters(network), None
     # a checkpoint of a run with adapters does not hold the base
-    if (resume is None or adapted) and (given.network is None or cfg.load_checkpoint):
+    if not later and (fresh or adapted) and (given.network is None or cfg.load_checkpoint):
         base = load_weights(network, cfg, required=cfg.run_mode == "finetune", rank=layout.rank)
     if adapted:
         manifest[MANIFEST_KEY] = describe_adapter(network, cfg.model.config.pet_config, base)
@@ -107,11 +111,16 @@ def build_training(
     network = lay_out(network, cfg)
     optimizer = given.optimizer or build_optimizer(cfg, network, progress)
     cell = given.wrapper or build_train_cell(cfg, network, optimizer)
-    compile_split(cell, cfg)
-    if resume is not None:
-        if adapted:
-            check_base(network, resume.manifest)
-        restore(train_state(cell), resume, manifest)
+    parts = compile_split(cell, cfg, layout.rank)
+    if parts is not None:
+        manifest |= slices_fields(parts, layout.rank)
+    with ranks.step("load"):
+        if resume is not None:
+            if adapted:
+                check_base(network, resume.manifest)
+            restore_part(cell, resume, manifest, parts, layout.rank)
+        elif later:
+            load_parts(network, cfg, layout, parts)
     callbacks = build_callbacks(cfg, progress, layout, cell, manifest, resume, given.callbacks)
     eval_cell = EvalCell(network) if cfg.do_eval else None
     if eval_cell is not None:

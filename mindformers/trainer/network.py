@@ -9,6 +9,7 @@ from mindspore.nn.utils import no_init_parameters
 
 from mindformers.checkpoint.load import load_into, read_checkpoint, resolve_checkpoint
 from mindformers.checkpoint.names import modern_name
+from mindformers.checkpoint.reshard import load_slices
 from mindformers.config import RunConfig
 from mindformers.errors import CheckpointError
 from mindformers.models.llama.llama_config import LlamaConfig
@@ -68,6 +69,9 @@ def load_weights(network: nn.Cell, cfg: RunConfig, *, required: bool, rank: int 
             )
         logger.info("no load_checkpoint: the weights start from random values (seed %d)", cfg.seed)
         return None
+    if cfg.auto_trans_ckpt:  # of any layout into this process' whole network
+        load_slices(network, source, strategy=cfg.src_strategy_path_or_dir, strict=cfg.load_checkpoint_strict)
+        return Path(source)
     path = resolve_checkpoint(source, rank)
     params = read_checkpoint(path)
     alone = cfg.adapter_checkpoint or not any(is_adapter_name(modern_name(name)) for name in params)

@@ -40,10 +40,8 @@ def lay_out(network: nn.Cell, cfg: RunConfig) -> nn.Cell:
     return network
 
 
-def compile_split(cell: MFTrainOneStepCell, cfg: RunConfig) -> None:
-    """Compile a split train cell now: its parameters become slices, which a checkpoint of this rank can then fill."""
-    if not is_split():
-        return
+def compile_step(cell: MFTrainOneStepCell, cfg: RunConfig) -> None:
+    """Compile a train cell before its first batch."""
     records = cfg.runner_config.batch_size * split_records(cfg)
     batch = Tensor(np.zeros((records, cfg.model.config.seq_length + 1)), ms.int32)
     cell.compile(*[batch for _ in cfg.train_dataset.input_columns])

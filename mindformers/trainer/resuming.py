@@ -8,9 +8,11 @@ from mindformers.checkpoint.layout import OutputLayout
 from mindformers.checkpoint.resume import ResumePoint, find_resume, rank_folder, resume_at
 from mindformers.config import RunConfig
 from mindformers.core.distributed import data_parallel_ranks, gather_numbers
+from mindformers.core.parallel_context import is_split
 from mindformers.errors import CheckpointError
 from mindformers.tools.logger import get_logger
 from mindformers.trainer.adapters import resume_source
+from mindformers.trainer.slices import find_slices
 
 __all__ = ["find_run"]
 
@@ -19,8 +21,15 @@ logger = get_logger(__name__)
 _STEPS_COMPARED = 64  # saved steps of a rank that are compared with those of the others
 
 
-def find_run(cfg: RunConfig, layout: OutputLayout) -> ResumePoint:
-    """The checkpoint to go on from; with several ranks, that of the newest step which all of them have."""
+def find_run(cfg: RunConfig, layout: OutputLayout) -> ResumePoint | None:
+    """The checkpoint to go on from; with several ranks, that of the newest step which all of them have.
+
+    None when the run does not resume. With ``auto_trans_ckpt`` the checkpoint may be of any layout.
+    """
+    if not cfg.resume_training or cfg.only_save_strategy:
+        return None
+    if cfg.auto_trans_ckpt or is_split():
+        return find_slices(cfg, layout, saving_options(cfg)[0])
     where, prefix = resume_source(cfg, layout), saving_options(cfg)[0]
     rank, ranks = data_parallel_ranks()
     if ranks == 1 or (isinstance(where, str) and Path(where).is_file()):

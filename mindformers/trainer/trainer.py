@@ -13,6 +13,7 @@ from mindformers.checkpoint.load import get_last_checkpoint
 from mindformers.config import RunConfig, TransformerOpParallelConfig, TransformerRecomputeConfig, save_config
 from mindformers.config.schema.checks import launch_findings
 from mindformers.core.context import init_context, set_seed
+from mindformers.core.parallel_context import is_split
 from mindformers.errors import CheckpointError, ConfigError
 from mindformers.models.build import pretrained_tokenizer
 from mindformers.tools.logger import get_logger
@@ -22,6 +23,7 @@ from mindformers.trainer.network import build_network, load_weights
 from mindformers.trainer.parallel import lay_out, parallel_section
 from mindformers.trainer.predict import predict
 from mindformers.trainer.setup import make_run_config, use_path
+from mindformers.trainer.slices import compile_parts, load_parts, loads_slices, meeting, report_strategy
 from mindformers.trainer.train_data import training_data
 from mindformers.trainer.training_args import TrainingArguments
 
@@ -155,6 +157,9 @@ class Trainer:
         cfg = self._config_for("eval", eval_checkpoint, auto_trans_ckpt=auto_trans_ckpt)
         if self._eval_batch:
             cfg.runner_config.batch_size = self._eval_batch
+        if cfg.only_save_strategy:
+            self._write_strategy(cfg)
+            return {}
         cell = EvalCell(self._ready(cfg, eval_checkpoint))
         return evaluate(cfg, cell, self.eval_dataset, tokenizer=self._own_tokenizer())
 
@@ -183,6 +188,9 @@ class Trainer:
         given = input_data if input_data is not None else cfg.input_data
         if given is None:
             raise ConfigError("predict needs prompts: input_data='a text', a list, a file or a dataset")
+        if cfg.only_save_strategy:
+            self._write_strategy(cfg)
+            return []
         network = self._ready(cfg, predict_checkpoint)
         return predict(cfg, network, given, self._own_tokenizer(), batch_size, **settings)
 
@@ -276,10 +284,20 @@ class Trainer:
             evaluated.runner_config.batch_size = self._eval_batch
             eval_dataset = build_eval_dataset(evaluated)[0]
         task = build_training(cfg, layout, self.train_dataset, eval_dataset, self._given)
+        if cfg.only_save_strategy:
+            report_strategy(layout)
+            return
         try_run(task, cfg, eval_dataset)
         save_config(cfg, layout.resolved_config)
         run(task, cfg)
         self._network = task.cell.network
+
+    def _write_strategy(self, cfg: RunConfig) -> None:
+        layout = self._start()
+        if is_split():
+            network = lay_out(build_network(cfg, layout.rank), cfg)
+            compile_parts(network.set_train(False), cfg, layout.rank)
+        report_strategy(layout)
 
     def _ready(self, cfg: RunConfig, checkpoint: Any) -> nn.Cell:
         """The network with the weights that are meant, in evaluation mode."""
@@ -287,13 +305,17 @@ class Trainer:
         self._adapt()
         if self.save_config:
             save_config(cfg, layout.resolved_config)
-        fresh = self._network is None
+        fresh, later = self._network is None, loads_slices(cfg)
         if fresh:
-            self._network = build_network(cfg, layout.rank, weights_follow=True)
-        if fresh or checkpoint:
+            self._network = build_network(cfg, layout.rank, weights_follow=not later)
+        if (fresh or checkpoint) and not later:
             load_weights(self._network, cfg, required=True, rank=layout.rank)
         if fresh:
             self._network = lay_out(self._network, cfg)
+        if (fresh or checkpoint) and later:
+            self._network.set_train(False)
+            with meeting(cfg, layout).step("load"):
+                load_parts(self._network, cfg, layout, compile_parts(self._network, cfg, layout.rank))
         self._network.set_train(False)
         return self._network
 

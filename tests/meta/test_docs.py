@@ -54,6 +54,15 @@ def test_conversion_commands_fit_the_parser():
         check_arguments(build_parser().parse_args(words))
 
 
+def test_transform_commands_fit_the_parser():
+    from mindformers.tools.transform_ckpt import build_parser
+
+    examples = commands("python mindformers/tools/transform_ckpt.py")
+    assert len(examples) >= 3
+    for words in examples:
+        build_parser().parse_args(words)
+
+
 def test_table_of_weight_names_is_that_of_the_code():
     from mindformers.checkpoint.foreign.table import TABLE
 

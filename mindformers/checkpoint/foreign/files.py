@@ -89,6 +89,18 @@ class SafetensorsFile:
             raise CheckpointError(f"{self.path} became shorter while it was read")
         return Raw(data.reshape(shape), dtype)
 
+    def read_into(self, name: str, offset: int, target: np.ndarray) -> None:
+        """Fill ``target``, contiguous, with the bytes of a value from ``offset`` on."""
+        content = memoryview(target.reshape(-1).view(np.uint8))
+        with open(self.path, "rb", buffering=0) as file:
+            file.seek(self._start + self._places[name] + offset)
+            place = 0
+            while place < len(content):
+                count = file.readinto(content[place:])
+                if not count:
+                    raise CheckpointError(f"{self.path} became shorter while it was read")
+                place += count
+
 
 def _safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
     """The header without its metadata, and where the data begins."""

@@ -57,6 +57,9 @@ class RunConfig(Section):
         "", description="Strategy file or folder that load_checkpoint was sliced with, for auto_trans_ckpt."
     )
     auto_trans_ckpt: bool = Field(False, description="Slice load_checkpoint anew for this run's layout.")
+    auto_trans_timeout: NonNegativeInt = Field(
+        1800, description="Seconds the ranks wait for the last to load with auto_trans_ckpt; 0 does not wait."
+    )
     only_save_strategy: bool = Field(False, description="Compile, write the sharding strategies, and stop.")
     resume_training: bool = Field(False, description="Go on with the run that wrote load_checkpoint, or output_dir.")
     register_path: str | list[str] | None = Field(
