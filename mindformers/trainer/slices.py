@@ -21,7 +21,8 @@ from mindformers.core.parallel_context import is_split
 from mindformers.errors import CheckpointError, ConfigError
 from mindformers.tools.logger import get_logger
 from mindformers.trainer.evaluate import EvalCell
-from mindformers.trainer.parallel import compile_step, split_records
+from mindformers.trainer.network import build_network
+from mindformers.trainer.parallel import compile_step, lay_out, split_records
 from mindformers.trainer.state import train_state
 
 logger = get_logger(__name__)
@@ -109,6 +110,18 @@ def compile_parts(network: nn.Cell, cfg: RunConfig, rank: int) -> ClusterLayout:
     tokens = np.zeros((cfg.runner_config.batch_size * split_records(cfg), cfg.model.config.seq_length + 1))
     EvalCell(network).compile(Tensor(tokens, ms.int32))
     return own_layout(rank, begin)
+
+
+def write_strategy(cfg: RunConfig, layout: OutputLayout) -> None:
+    """Compile the network of an evaluation or prediction, and report where its strategy lies.
+
+    Raises:
+        ConfigError: the run splits nothing.
+    """
+    if is_split():
+        network = lay_out(build_network(cfg, layout.rank), cfg)
+        compile_parts(network.set_train(False), cfg, layout.rank)
+    report_strategy(layout)
 
 
 def report_strategy(layout: OutputLayout) -> None:

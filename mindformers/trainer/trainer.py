@@ -13,7 +13,6 @@ from mindformers.checkpoint.load import get_last_checkpoint
 from mindformers.config import RunConfig, TransformerOpParallelConfig, TransformerRecomputeConfig, save_config
 from mindformers.config.schema.checks import launch_findings
 from mindformers.core.context import init_context, set_seed
-from mindformers.core.parallel_context import is_split
 from mindformers.errors import CheckpointError, ConfigError
 from mindformers.models.build import pretrained_tokenizer
 from mindformers.tools.logger import get_logger
@@ -23,7 +22,7 @@ from mindformers.trainer.network import build_network, load_weights
 from mindformers.trainer.parallel import lay_out, parallel_section
 from mindformers.trainer.predict import predict
 from mindformers.trainer.setup import make_run_config, use_path
-from mindformers.trainer.slices import compile_parts, load_parts, loads_slices, meeting, report_strategy
+from mindformers.trainer.slices import compile_parts, load_parts, loads_slices, meeting, report_strategy, write_strategy
 from mindformers.trainer.train_data import training_data
 from mindformers.trainer.training_args import TrainingArguments
 
@@ -158,7 +157,7 @@ class Trainer:
         if self._eval_batch:
             cfg.runner_config.batch_size = self._eval_batch
         if cfg.only_save_strategy:
-            self._write_strategy(cfg)
+            write_strategy(cfg, self._start())
             return {}
         cell = EvalCell(self._ready(cfg, eval_checkpoint))
         return evaluate(cfg, cell, self.eval_dataset, tokenizer=self._own_tokenizer())
@@ -189,7 +188,7 @@ class Trainer:
         if given is None:
             raise ConfigError("predict needs prompts: input_data='a text', a list, a file or a dataset")
         if cfg.only_save_strategy:
-            self._write_strategy(cfg)
+            write_strategy(cfg, self._start())
             return []
         network = self._ready(cfg, predict_checkpoint)
         return predict(cfg, network, given, self._own_tokenizer(), batch_size, **settings)
@@ -291,13 +290,6 @@ class Trainer:
         save_config(cfg, layout.resolved_config)
         run(task, cfg)
         self._network = task.cell.network
-
-    def _write_strategy(self, cfg: RunConfig) -> None:
-        layout = self._start()
-        if is_split():
-            network = lay_out(build_network(cfg, layout.rank), cfg)
-            compile_parts(network.set_train(False), cfg, layout.rank)
-        report_strategy(layout)
 
     def _ready(self, cfg: RunConfig, checkpoint: Any) -> nn.Cell:
         """The network with the weights that are meant, in evaluation mode."""
