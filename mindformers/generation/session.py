@@ -16,7 +16,7 @@ from mindformers.generation.sampling import Choice, TokenChooser
 from mindformers.modules.dtypes import to_ms_dtype
 from mindformers.modules.kv_cache import new_cache
 
-__all__ = ["DecodeSession", "session_for", "window"]
+__all__ = ["DecodeSession", "OftenCalled", "session_for", "window"]
 
 # Windows up to this length are not worth a shorter cache: attention over it is a small part of a step.
 SHORT_WINDOW = 512
@@ -25,7 +25,7 @@ MAX_SESSIONS = 2
 _STORE = "_decode_sessions"
 
 
-class _Graph(nn.Cell):
+class OftenCalled(nn.Cell):
     """A cell that is launched once per token.
 
     MindSpore writes the name of the current graph into every cell of the tree at every launch, which for a small model
@@ -43,7 +43,7 @@ class _Graph(nn.Cell):
             nn.Cell.compile_phase.fset(self, value)
 
 
-class PrefillGraph(_Graph):
+class PrefillGraph(OftenCalled):
     """Whole prompts -> cache filled, positions set, first new tokens."""
 
     def __init__(self, model: nn.Cell, caches: tuple, position: Parameter, chooser: TokenChooser) -> None:
@@ -61,7 +61,7 @@ class PrefillGraph(_Graph):
         return self.chooser(logits, tokens, controls)
 
 
-class StepGraph(_Graph):
+class StepGraph(OftenCalled):
     """One new token per row -> the next one."""
 
     def __init__(self, model: nn.Cell, caches: tuple, position: Parameter, chooser: TokenChooser) -> None:
@@ -83,7 +83,7 @@ class StepGraph(_Graph):
         return self.chooser(logits, tokens, controls)
 
 
-class FullGraph(_Graph):
+class FullGraph(OftenCalled):
     """All tokens so far -> the next ones, without any cache."""
 
     def __init__(self, model: nn.Cell, length: int, batch_size: int, chooser: TokenChooser) -> None:

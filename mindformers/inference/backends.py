@@ -71,13 +71,18 @@ class MindSporeBackend:
         import mindspore as ms
         from mindspore import nn
 
+        from mindformers.generation.session import OftenCalled
+
+        class LoadedGraph(OftenCalled, nn.GraphCell):
+            """A graph of a MindIR file that is launched once per token."""
+
         self._tensor = ms.Tensor
         self._files = dict(files)
         self._graphs: dict[str, nn.Cell] = {}
         shared: dict[str, ms.Parameter] = {}
         for kind, path in files.items():
             try:
-                graph = nn.GraphCell(ms.load(str(path)))
+                graph = LoadedGraph(ms.load(str(path)))
             except (RuntimeError, ValueError, TypeError) as error:
                 reason = (str(error).strip().splitlines() or [""])[0]
                 raise CheckpointError(f"{path} cannot be loaded as MindIR: {reason}") from error
