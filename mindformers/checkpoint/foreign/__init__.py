@@ -2,6 +2,6 @@
 """Weights in the layouts of Hugging Face and of Meta, read and written under our names."""
 
 from mindformers.checkpoint.foreign.detect import foreign_kind
-from mindformers.checkpoint.foreign.source import ForeignTensors, open_foreign
+from mindformers.checkpoint.foreign.source import ForeignTensors, WeightSource, open_foreign
 
-__all__ = ["ForeignTensors", "foreign_kind", "open_foreign"]
+__all__ = ["ForeignTensors", "WeightSource", "foreign_kind", "open_foreign"]

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Foreign weights under our names: a mapping whose values are read, joined and reordered when they are asked for."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from mindformers.checkpoint.foreign.table import EMBEDDING, HEAD, entry_of, is_d
 from mindformers.errors import CheckpointError
 from mindformers.tools.logger import get_logger
 
-__all__ = ["ForeignTensors", "open_foreign"]
+__all__ = ["ForeignTensors", "WeightSource", "open_foreign"]
 
 logger = get_logger(__name__)
 
@@ -47,38 +48,19 @@ def open_foreign(path: str | Path) -> "ForeignTensors":
     return HuggingFaceTensors(path)
 
 
-class ForeignTensors(Mapping[str, Any]):
-    """Our name to ``ms.Tensor``; each access reads the value anew, into memory of its own.
+class WeightSource(ABC):
+    """Weights of a file under our names, with shapes and types known before a value is read.
 
     Attributes:
         path: what was opened.
-        kind: ``huggingface`` or ``meta``.
-        dropped: foreign names that are no weights (rotary tables) and are left out.
+        kind: layout of the values: ``mindspore``, ``huggingface`` or ``meta``.
     """
 
     kind = ""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.dropped: list[str] = []
         self._facts: dict[str, Facts] = {}
-
-    def _rename(self, name: str, unknown: list[str]) -> str | None:
-        """Our name; a name to drop or an unknown one is noted instead."""
-        ours = our_name(name, self.kind)
-        if ours is None:
-            (self.dropped if is_derived(name, self.kind) else unknown).append(name)
-        return ours
-
-    def _refuse_unknown(self, unknown: list[str], total: int) -> None:
-        if unknown:
-            raise CheckpointError(
-                f"{self.path}: {len(unknown)} of {total} names are not those of a Llama in the layout of {self.kind}: "
-                f"{listed(sorted(unknown))}"
-            )
-
-    def __getitem__(self, name: str) -> Any:
-        return to_tensor(self.raw(name))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._facts)
@@ -97,14 +79,43 @@ class ForeignTensors(Mapping[str, Any]):
         """Element type of a value, without reading it."""
         return self._facts[name].dtype
 
+    @abstractmethod
     def raw(self, name: str) -> Raw:
         """The value as an array in memory of its own."""
-        raise KeyError(name)
 
     @property
     def tied(self) -> bool:
         """Whether the output layer is the embedding: it has no weight of its own, and nothing says it should."""
         return HEAD not in self._facts and EMBEDDING in self._facts
+
+
+class ForeignTensors(WeightSource, Mapping[str, Any]):
+    """Our name to ``ms.Tensor``; each access reads the value anew, into memory of its own.
+
+    Attributes:
+        dropped: foreign names that are no weights (rotary tables) and are left out.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.dropped: list[str] = []
+
+    def _rename(self, name: str, unknown: list[str]) -> str | None:
+        """Our name; a name to drop or an unknown one is noted instead."""
+        ours = our_name(name, self.kind)
+        if ours is None:
+            (self.dropped if is_derived(name, self.kind) else unknown).append(name)
+        return ours
+
+    def _refuse_unknown(self, unknown: list[str], total: int) -> None:
+        if unknown:
+            raise CheckpointError(
+                f"{self.path}: {len(unknown)} of {total} names are not those of a Llama in the layout of {self.kind}: "
+                f"{listed(sorted(unknown))}"
+            )
+
+    def __getitem__(self, name: str) -> Any:
+        return to_tensor(self.raw(name))
 
 
 class HuggingFaceTensors(ForeignTensors):

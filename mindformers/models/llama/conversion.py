@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from mindformers.checkpoint.ckpt_file import CkptFile
-from mindformers.checkpoint.foreign import foreign_kind
+from mindformers.checkpoint.foreign import WeightSource, foreign_kind
 from mindformers.checkpoint.foreign.arrays import FLOATS, Raw, cast, nbytes
 from mindformers.checkpoint.foreign.detect import HF_CONFIG, META_PARAMS
 from mindformers.checkpoint.foreign.files import SafetensorsFile, listed
@@ -33,7 +33,6 @@ from mindformers.models.llama.llama_config import LlamaConfig
 __all__ = [
     "Checked",
     "OwnWeights",
-    "Weights",
     "Written",
     "check_shards",
     "check_target",
@@ -56,25 +55,7 @@ class Written(NamedTuple):
     path: Path
 
 
-class Weights(Protocol):
-    """Weights under our names, read when asked for; ``open_foreign`` returns such, and :class:`OwnWeights` is one."""
-
-    path: Path
-    kind: str
-    tied: bool
-
-    def __iter__(self) -> Iterator[str]: ...
-
-    def __contains__(self, name: object) -> bool: ...
-
-    def shape(self, name: str) -> tuple[int, ...]: ...
-
-    def dtype(self, name: str) -> str: ...
-
-    def raw(self, name: str) -> Raw: ...
-
-
-class OwnWeights:
+class OwnWeights(WeightSource):
     """The weights of a checkpoint of ours, without optimizer state and counters.
 
     Args:
@@ -87,25 +68,11 @@ class OwnWeights:
     tied = False
 
     def __init__(self, path: Path, interleaved: tuple[int, int] | None = None) -> None:
-        self.path = path
+        super().__init__(path)
         file = CkptFile(path) if path.suffix == ".ckpt" else SafetensorsFile(path)
         self._file = file
         self._facts = {name: facts for name, facts in file.facts.items() if is_weight_name(name)}
         self._heads = dict(zip(("num_heads", "num_kv_heads"), interleaved, strict=True)) if interleaved else {}
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._facts)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._facts
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a value, without reading it."""
-        return self._facts[name].shape
-
-    def dtype(self, name: str) -> str:
-        """Element type of a value, without reading it."""
-        return self._facts[name].dtype
 
     def raw(self, name: str) -> Raw:
         """The value as an array in memory of its own."""
@@ -125,7 +92,7 @@ class Checked:
         dtype: type of every floating point value; None keeps each as it is.
     """
 
-    def __init__(self, weights: Weights, config: LlamaConfig, dtype: str | None) -> None:
+    def __init__(self, weights: WeightSource, config: LlamaConfig, dtype: str | None) -> None:
         self.weights, self.config, self.dtype = weights, config, dtype
 
     def plan(self, head: bool) -> list[Planned]:
@@ -158,7 +125,7 @@ class Checked:
                 yield item, value
 
 
-def check_weights(weights: Weights, config: LlamaConfig, dtype: str | None = None) -> Checked:
+def check_weights(weights: WeightSource, config: LlamaConfig, dtype: str | None = None) -> Checked:
     """Compare every name and shape with the config, before anything is written.
 
     Raises:

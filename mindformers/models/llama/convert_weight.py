@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mindformers.checkpoint.foreign import foreign_kind, open_foreign
+from mindformers.checkpoint.foreign import WeightSource, foreign_kind, open_foreign
 from mindformers.checkpoint.foreign.arrays import FLOATS
 from mindformers.checkpoint.layout import FORMATS
 from mindformers.checkpoint.load import resolve_checkpoint, sound_checkpoint
@@ -24,7 +24,6 @@ from mindformers.config.save import to_yaml, write_text
 from mindformers.errors import CheckpointError, ConfigError, run_cli
 from mindformers.models.llama.conversion import (
     OwnWeights,
-    Weights,
     Written,
     check_shards,
     check_target,
@@ -134,7 +133,7 @@ def _result_file(args: argparse.Namespace) -> Path | None:
     return path.with_name(f"{path.name}.{args.format or 'ckpt'}")
 
 
-def _open_source(args: argparse.Namespace) -> tuple[Weights, LlamaConfig, Path]:
+def _open_source(args: argparse.Namespace) -> tuple[WeightSource, LlamaConfig, Path]:
     """The source, its config, and the folder it lies in."""
     if args.torch_ckpt_dir:
         path = args.torch_ckpt_dir.expanduser()
@@ -169,7 +168,7 @@ def _yaml_config(name: str | Path) -> LlamaConfig:
     return LlamaConfig(**load_config(name).model.config.model_dump())
 
 
-def _write_all(args: argparse.Namespace, weights: Weights, config: LlamaConfig, folder: Path) -> list[Written]:
+def _write_all(args: argparse.Namespace, weights: WeightSource, config: LlamaConfig, folder: Path) -> list[Written]:
     """Check, then write every result."""
     target = _result_file(args)
     _refuse_source(weights.path, target, args.to_hf, args.to_meta)
@@ -233,7 +232,7 @@ def _copy_tokenizer(source: Path, target: Path, names: Sequence[str] = TOKENIZER
         print(f"wrote {new}: the tokenizer")
 
 
-def _describe(weights: Weights, config: LlamaConfig) -> str:
+def _describe(weights: WeightSource, config: LlamaConfig) -> str:
     dtypes = sorted({weights.dtype(name) for name in weights})
     dropped = getattr(weights, "dropped", [])
     tied = ", output layer tied to the embedding" if config.tie_word_embeddings else ""
