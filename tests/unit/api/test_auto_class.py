@@ -24,6 +24,7 @@ from mindformers import (
     load_config,
 )
 from mindformers.errors import CheckpointError, ConfigError, DataError, MindFormersError
+from mindformers.models.llama import convert_weight
 from mindformers.registry import MindFormerModuleType
 from tests.helpers import REPO
 from tests.unit.api.conftest import SEQ, tiny
@@ -186,6 +187,22 @@ def test_wrong_sources(tmp_path: Path, model_dir: Path) -> None:
     (tmp_path / "v" / "tokenizer.model").unlink()
     with pytest.raises((ConfigError, DataError), match=r"tokenizer\.model"):
         AutoTokenizer.from_pretrained(tmp_path / "v")
+
+
+def test_foreign_weights_in_bfloat16_run_in_float32_on_cpu(hf_dir: Path, tmp_path: Path) -> None:
+    """Most Llama folders are bf16, which the CPU cannot compute; their values fit into float32 exactly."""
+    folder = tmp_path / "bf16"
+    convert_weight.main(["--torch_ckpt_dir", str(hf_dir), "--to_hf", str(folder), "--dtype", "bfloat16"])
+    model = AutoModel.from_pretrained(folder)
+    assert (model.config.compute_dtype, model.config.param_init_type) == ("float32", "float32")
+    want = AutoModel.from_pretrained(hf_dir)
+    for got, full in zip(model.get_parameters(), want.get_parameters(), strict=True):
+        bits = got.asnumpy().view(np.uint32)
+        assert got.dtype == full.dtype
+        assert not (bits & 0xFFFF).any()  # a bf16 value, widened
+        np.testing.assert_allclose(got.asnumpy(), full.asnumpy(), rtol=2**-8)
+    with pytest.raises(MindFormersError, match="bfloat16"):  # who asks for it by name is told
+        AutoModel.from_pretrained(folder, compute_dtype="bfloat16")
 
 
 def test_damaged_and_foreign_weights_are_refused(model_dir: Path, tmp_path: Path) -> None:
