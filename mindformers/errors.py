@@ -37,6 +37,10 @@ class TrainingError(MindFormersError, RuntimeError):
     exit_code = 1
 
 
+class RunStopped(KeyboardInterrupt):
+    """A training run ended early because a signal asked for it; the message says what is saved."""
+
+
 def run_cli(main: Callable[[], int | None]) -> NoReturn:
     """Run a command line entry point and leave the process with its exit code.
 
@@ -44,9 +48,9 @@ def run_cli(main: Callable[[], int | None]) -> NoReturn:
         main: the command; it returns an exit code, or None for success.
 
     A :class:`MindFormersError` is printed as ``error: ...`` on stderr without a traceback and exits with its
-    ``exit_code``; Ctrl-C exits with 130. Every other exception is a bug of ours and keeps its traceback. A launcher
-    learns of the error at once, by the file it names in MINDFORMERS_ERROR_FILE: the process itself may take long to
-    end when others wait for it.
+    ``exit_code``; Ctrl-C exits with 130, and a training run that it stopped says what is saved. Every other exception
+    is a bug of ours and keeps its traceback. A launcher learns of the error at once, by the file it names in
+    MINDFORMERS_ERROR_FILE: the process itself may take long to end when others wait for it.
     """
     try:
         code = main()
@@ -54,8 +58,8 @@ def run_cli(main: Callable[[], int | None]) -> NoReturn:
         _tell_launcher(error, error.exit_code)
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr, flush=True)
+    except KeyboardInterrupt as stop:
+        print(str(stop) or "interrupted", file=sys.stderr, flush=True)
         sys.exit(130)
     except Exception as error:
         _tell_launcher(error, 1)

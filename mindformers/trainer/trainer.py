@@ -12,6 +12,8 @@ from mindformers.checkpoint.layout import OutputLayout
 from mindformers.checkpoint.load import get_last_checkpoint
 from mindformers.config import RunConfig, TransformerOpParallelConfig, TransformerRecomputeConfig, save_config
 from mindformers.config.schema.checks import launch_findings
+from mindformers.config.schema.train import RunnerSection
+from mindformers.core.callback import CheckpointMonitor, StopMonitor
 from mindformers.core.context import init_context, set_seed
 from mindformers.errors import CheckpointError, ConfigError
 from mindformers.models.build import pretrained_tokenizer
@@ -336,9 +338,16 @@ def run(task: TrainTask, cfg: RunConfig) -> None:
         progress.start_step + 1, progress.total_steps, progress.steps_per_epoch, progress.epochs,
         progress.global_batch_size,
     )  # fmt: skip
+    stop = StopMonitor(progress)
+    _feed(task, runner, [stop, *task.callbacks])
+    saved = [callback.last_saved for callback in task.callbacks if isinstance(callback, CheckpointMonitor)]
+    stop.raise_if_stopped(saved[-1] if saved else None)
+
+
+def _feed(task: TrainTask, runner: RunnerSection, callbacks: list[Any]) -> None:
     model = ms.Model(task.cell)
     if not runner.sink_mode or ms.get_context("device_target") == "CPU":  # the CPU has no sink mode
-        model.train(1, task.dataset, callbacks=task.callbacks, dataset_sink_mode=False)
+        model.train(1, task.dataset, callbacks=callbacks, dataset_sink_mode=False)
         return
     sink_size = runner.sink_size if runner.sink_size > 0 else task.steps_left
     chunks, rest = divmod(task.steps_left, sink_size)
@@ -348,7 +357,7 @@ def run(task: TrainTask, cfg: RunConfig) -> None:
         )
     if rest:
         logger.warning("the last %d steps do not fill a sink of %d and are not run", rest, sink_size)
-    model.train(chunks, task.dataset, callbacks=task.callbacks, dataset_sink_mode=True, sink_size=sink_size)
+    model.train(chunks, task.dataset, callbacks=callbacks, dataset_sink_mode=True, sink_size=sink_size)
 
 
 def _listed(callbacks: Any) -> list[Any]:

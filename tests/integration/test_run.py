@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -106,8 +107,8 @@ def test_exact_file_set(workplace: Path, whole: str) -> None:
     assert files(workplace / whole) == expected
 
 
-def kill_after(folder: Path, step: int, *arguments: str) -> None:
-    """Start a run and kill -9 it as soon as it logged a step."""
+def kill_after(folder: Path, step: int, *arguments: str, number: int = signal.SIGKILL) -> int:
+    """Start a run and send it a signal as soon as it logged a step; its exit code."""
     with open(folder / "killed.log", "w", encoding="utf-8") as log:
         process = subprocess.Popen(command(folder, *arguments), cwd=folder, stdout=log, stderr=log)
     metrics = folder / arguments[arguments.index("--output_dir") + 1] / "metrics.jsonl"
@@ -116,8 +117,8 @@ def kill_after(folder: Path, step: int, *arguments: str) -> None:
         assert process.poll() is None, (folder / "killed.log").read_text()[-2000:]
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    os.kill(process.pid, number)
+    return process.wait(120)
 
 
 @pytest.mark.parametrize("options", [(), ("--runner_config.gradient_accumulation_steps", "2", "--batch_size", "2")])
@@ -132,6 +133,20 @@ def test_kill_and_resume_give_the_same_losses(workplace: Path, whole: str, optio
     text = run(workplace, *arguments, "--resume_training", "True")
     assert "training from step 11" in text
     assert losses(workplace, output) == losses(workplace, reference)
+
+
+def test_an_interrupted_run_saves_its_last_step_and_goes_on(workplace: Path) -> None:
+    """MindSpore makes a SIGTERM of a SIGINT, so both are passed through here."""
+    output = "interrupted"
+    arguments = ("--run_mode", "train", "--output_dir", output, "--epochs", "40", "--callbacks.1.save_checkpoint_steps", "1000")
+    assert kill_after(workplace, 12, *arguments, number=signal.SIGINT) == 130
+    said = re.search(r"interrupted after step (\d+) of 320; saved (\S+);", (workplace / "killed.log").read_text())
+    step = int(said[1])
+    manifest = json.loads((workplace / f"{said[2]}.json").read_text(encoding="utf-8"))
+    assert 12 <= step < 320
+    assert manifest["step"] == step
+    assert f"training from step {step + 1} to" in run(workplace, *arguments, "--resume_training", "True")
+    assert [number for number, _ in losses(workplace, output)] == list(range(1, 321))
 
 
 def test_resume_refuses_other_data_order_and_finished_runs(workplace: Path, whole: str) -> None:

@@ -5,6 +5,7 @@ from mindformers.core.callback.checkpoint_monitor import CheckpointMointor, Chec
 from mindformers.core.callback.eval_callback import EvalCallBack
 from mindformers.core.callback.loss_monitor import MFLossMonitor
 from mindformers.core.callback.other_monitors import ObsMonitor, ProfileMonitor, SummaryMonitor
+from mindformers.core.callback.stop_monitor import StopMonitor
 
 __all__ = [
     "CheckpointMointor",
@@ -13,5 +14,6 @@ __all__ = [
     "MFLossMonitor",
     "ObsMonitor",
     "ProfileMonitor",
+    "StopMonitor",
     "SummaryMonitor",
 ]
