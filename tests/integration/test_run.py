@@ -138,7 +138,8 @@ def test_kill_and_resume_give_the_same_losses(workplace: Path, whole: str, optio
 def test_an_interrupted_run_saves_its_last_step_and_goes_on(workplace: Path) -> None:
     """MindSpore makes a SIGTERM of a SIGINT, so both are passed through here."""
     output = "interrupted"
-    arguments = ("--run_mode", "train", "--output_dir", output, "--epochs", "40", "--callbacks.1.save_checkpoint_steps", "1000")
+    rarely = ("--callbacks.1.save_checkpoint_steps", "1000")
+    arguments = ("--run_mode", "train", "--output_dir", output, "--epochs", "40", *rarely)
     assert kill_after(workplace, 12, *arguments, number=signal.SIGINT) == 130
     said = re.search(r"interrupted after step (\d+) of 320; saved (\S+);", (workplace / "killed.log").read_text())
     step = int(said[1])
