@@ -150,11 +150,11 @@ class DecodeSession:
         self._rows = (filled, lengths.copy())
         return self._graph("full", choice)(Tensor(filled), Tensor(lengths), controls)
 
-    def step(self, tokens: Tensor, choice: Choice, controls: Tensor) -> Tensor:
+    def step(self, tokens: Tensor | np.ndarray, choice: Choice, controls: Tensor) -> Tensor:
         """Append one token to each row and choose the next.
 
         Args:
-            tokens: int32 (B, 1), usually what the last call returned.
+            tokens: int32 (B, 1), what the last call returned, or what the host made of it.
             choice: as given to start.
             controls: fp32 (B, 5).
 
@@ -162,10 +162,12 @@ class DecodeSession:
             As start.
         """
         if self._rows is None:
+            tokens = tokens if isinstance(tokens, Tensor) else Tensor(tokens)
             return self._graph("step", choice)(tokens, controls)
+        tokens = tokens.asnumpy() if isinstance(tokens, Tensor) else tokens
         filled, lengths = self._rows
         inside = np.minimum(lengths, self.length - 1)
-        filled[np.arange(self.batch_size), inside] = tokens.asnumpy()[:, 0]
+        filled[np.arange(self.batch_size), inside] = tokens[:, 0]
         lengths[:] = np.minimum(lengths + 1, self.length)
         return self._graph("full", choice)(Tensor(filled), Tensor(lengths), controls)
 
