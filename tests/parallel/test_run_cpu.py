@@ -39,11 +39,13 @@ CASES = {
 }
 A, B = "mindpet_delta_lora_a", "mindpet_delta_lora_b"
 ADAPTERS = {f"{name}.{B}": 0 for name in COLUMNS} | {f"{name}.{A}": 1 for name in ROWS}
+DROPOUT = ("--model.model_config.pet_config.lora_dropout", "0.2")
+QUIET = ("--do_eval", "False")
 # the same for adapters of all layers
 LORA_CASES = {
     "dp2": (*CASES["dp2"][:2], {}),
     "mp2_sequence_interleaved": (*CASES["mp2_sequence_interleaved"][:2], ADAPTERS),
-    "dp2_mp2": (*CASES["dp2_mp2"][:2], ADAPTERS),
+    "dp2_mp2_dropout": (4, (*CASES["dp2_mp2"][1], *DROPOUT), ADAPTERS),
     "dp2_optimizer_accumulation": (*CASES["dp2_optimizer_accumulation"][:2], {A: 0, B: 0}),
 }
 
@@ -109,10 +111,15 @@ def write_lora(folder: Path, base: list[dict]) -> None:
     ms.save_checkpoint(base + adapters, str(folder / "lora.ckpt"))
 
 
-def train(job: Path, name: str, ranks: int, arguments: tuple[str, ...], config: str = "run.yaml") -> str:
-    """Run the real command; the output of rank 0."""
-    command = [str(REPO / "run_mindformer.py"), "--config", config, "--output_dir", name, *arguments]
-    return run_ranks(ranks, command, job)[0]
+def words(name: str, arguments: tuple[str, ...], config: str = "run.yaml") -> list[str]:
+    """The command line of a run after the script's name."""
+    return ["--config", config, "--output_dir", name, *arguments]
+
+
+def run_all(job: Path, ranks: int, runs: list[list[str]]) -> None:
+    """Do runs with as many ranks, one after the other."""
+    (job / f"{ranks}.json").write_text(json.dumps(runs), encoding="utf-8")
+    run_ranks(ranks, ["-m", "tests.parallel.several_runs", f"{ranks}.json"], job)
 
 
 def metrics(job: Path, name: str) -> np.ndarray:
@@ -122,10 +129,16 @@ def metrics(job: Path, name: str) -> np.ndarray:
                      map(json.loads, lines)])  # fmt: skip
 
 
+def printed(job: Path, name: str) -> str:
+    """What rank 0 of a run printed."""
+    return (job / f"{name}.rank_0.log").read_text(encoding="utf-8")
+
+
 def perplexity(output: str) -> float:
-    found = re.search(r"PerplexityMetric = .*'PPL': ([\d.]+)", output)
+    """The last one in what a run printed."""
+    found = re.findall(r"PerplexityMetric = .*'PPL': ([\d.]+)", output)
     assert found, output[-2000:]
-    return float(found.group(1))
+    return float(found[-1])
 
 
 def weights(job: Path, name: str, rank: int) -> dict[str, np.ndarray]:
@@ -137,42 +150,38 @@ def weights(job: Path, name: str, rank: int) -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def one(job: Path) -> str:
-    """The run of one process; its output."""
-    return train(job, "one", 1, ())
-
-
-@pytest.fixture(scope="module")
-def one_lora(job: Path) -> str:
-    """The run of one process that trains adapters; its output."""
-    return train(job, "one_lora", 1, (), "lora.yaml")
+def done(job: Path) -> Path:
+    """The job's folder after all runs."""
+    adapted = [words("one_lora", QUIET, "lora.yaml"), words("one_dropout", (*DROPOUT, *QUIET), "lora.yaml")]
+    run_all(job, 1, [words("one", ()), *adapted])
+    for count in (2, 4):
+        runs = [words(name, arguments) for name, (ranks, arguments, _) in CASES.items() if ranks == count]
+        runs += [
+            words(f"lora_{name}", (*arguments, *QUIET), "lora.yaml")
+            for name, (ranks, arguments, _) in LORA_CASES.items() if ranks == count
+        ]  # fmt: skip
+        run_all(job, count, runs)
+    return job
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_same_as_one_process(job: Path, one: str, name: str) -> None:
-    ranks, arguments, split = CASES[name]
-    output = train(job, name, ranks, arguments)
-    compare(job, "one", name, ranks, split)
-    assert perplexity(output) == pytest.approx(perplexity(one), rel=1e-6)
+def test_same_as_one_process(done: Path, name: str) -> None:
+    ranks, _, split = CASES[name]
+    compare(done, "one", name, ranks, split)
+    assert perplexity(printed(done, name)) == pytest.approx(perplexity(printed(done, "one")), rel=1e-6)
 
 
 @pytest.mark.parametrize("name", LORA_CASES)
-def test_adapters_same_as_one_process(job: Path, one_lora: str, name: str) -> None:
+def test_adapters_same_as_one_process(done: Path, name: str) -> None:
     ranks, arguments, split = LORA_CASES[name]
-    output = train(job, f"lora_{name}", ranks, arguments, "lora.yaml")
-    compare(job, "one_lora", f"lora_{name}", ranks, split)
-    assert perplexity(output) == pytest.approx(perplexity(one_lora), rel=1e-6)
+    one = "one_dropout" if set(DROPOUT) <= set(arguments) else "one_lora"
+    compare(done, one, f"lora_{name}", ranks, split)
 
 
-def test_masks_of_adapters_are_those_of_one_process(job: Path) -> None:
-    """A token's dropout does not depend on the rank it is on; the norm and the state advance once a step."""
-    dropout = ("--model.model_config.pet_config.lora_dropout", "0.2", "--do_eval", "False")
-    train(job, "one_dropout", 1, dropout, "lora.yaml")
-    ranks, arguments, split = LORA_CASES["dp2_mp2"]
-    train(job, "dp2_mp2_dropout", ranks, (*arguments, *dropout), "lora.yaml")
-    compare(job, "one_dropout", "dp2_mp2_dropout", ranks, split)
-    plain = weights(job, "one_lora", 0)
-    assert any(np.abs(value - plain[key]).max() > 1e-4 for key, value in weights(job, "one_dropout", 0).items())
+def test_dropout_was_not_without_effect(done: Path) -> None:
+    """The runs with masks are equal above because a token's mask does not depend on the rank it is on."""
+    plain = weights(done, "one_lora", 0)
+    assert any(np.abs(value - plain[key]).max() > 1e-4 for key, value in weights(done, "one_dropout", 0).items())
 
 
 def compare(job: Path, one: str, name: str, ranks: int, split: dict[str, int]) -> None:
