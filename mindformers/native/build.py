@@ -29,6 +29,7 @@ FLAGS = (
     "-fopenmp-simd",
     "-Wall",
     "-Wextra",
+    "-Wno-psabi",
 )
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
 _AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512")

@@ -72,6 +72,19 @@ void find(const char* path) {
 
 // A part of C must keep oneDNN's blocks whole: rows in 16, columns in 64.
 constexpr int64_t kRowGrain = 16, kColumnGrain = 64;
+// Each part packs the whole of the other factor again, so it should be thick; more parts than threads let threads that
+// the system delays be helped out.
+constexpr int64_t kThick = 256;
+
+template <class F>
+void for_each_slice(int64_t n, int64_t grain, F&& body) {
+  const int64_t threads = num_threads();
+  const int64_t parts = std::max<int64_t>(1, std::min((n + grain - 1) / grain, std::clamp(n / kThick / threads * threads, threads, 4 * threads)));
+  for_each_chunk(static_cast<int>(parts), [&](int part) {
+    const Range range = part_of(n, static_cast<int>(parts), part, grain);
+    if (range.begin < range.end) body(range.begin, range.end);
+  });
+}
 
 }  // namespace
 
@@ -95,12 +108,12 @@ template <class T>
 void parallel_gemm(char ta, char tb, int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const T* b, int64_t ldb,
                    float beta, float* c, int64_t ldc) {
   if (m >= n || n < 2 * kColumnGrain) {
-    for_each_part(m, kRowGrain, [&](int64_t begin, int64_t end, int) {
+    for_each_slice(m, kRowGrain, [&](int64_t begin, int64_t end) {
       const T* rows = ta == 'T' ? a + begin : a + begin * lda;
       gemm(ta, tb, end - begin, n, k, rows, lda, b, ldb, beta, c + begin * ldc, ldc);
     });
   } else {
-    for_each_part(n, kColumnGrain, [&](int64_t begin, int64_t end, int) {
+    for_each_slice(n, kColumnGrain, [&](int64_t begin, int64_t end) {
       const T* columns = tb == 'T' ? b + begin * ldb : b + begin;
       gemm(ta, tb, m, end - begin, k, a, lda, columns, ldb, beta, c + begin, ldc);
     });

@@ -113,11 +113,11 @@ inline float highest(Vec v) {
   return best;
 }
 
-// e^x with relative error below 2e-7 for x in [-87, 88]; smaller x give e^-87, larger ones e^88.
+// e^x with relative error below 2e-7 for x in [-87, 88]; smaller x give e^-87, larger ones e^88, NaN gives NaN.
 // Cody and Waite's reduction x = n ln2 + r, then the Taylor polynomial of degree 6 on |r| <= ln2 / 2.
 inline Vec exponential(Vec x) {
-  x = x > -87.0f ? x : splat(-87.0f);  // NaN becomes -87: callers that must keep it test their own result
-  x = x < 88.0f ? x : splat(88.0f);
+  x = x < -87.0f ? splat(-87.0f) : x;
+  x = x > 88.0f ? splat(88.0f) : x;
   const float shift = 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number
   const Vec n = (x * 1.44269504f + shift) - shift;
   Vec r = x - n * 0.693145752f;  // upper part of ln 2, exact when multiplied by n
