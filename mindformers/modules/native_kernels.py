@@ -15,6 +15,7 @@ import mindspore as ms
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 from mindspore.ops import CustomRegOp, DataType
+from mindspore.ops.primitive import constexpr
 
 from mindformers.native import library
 
@@ -55,6 +56,16 @@ def sized_op(name: str, inputs: Sequence[Any], output: Any) -> ops.Custom:
     return ops.Custom(f"{library.library_path()}:{name}", None, lambda *_: output, func_type="aot", reg_info=info)
 
 
+def _at_compile_time(question: Callable[[], bool]) -> Callable[[], bool]:
+    """The function as one a graph may call: it is asked while the graph is compiled, its answer is a constant there."""
+
+    @constexpr(reuse_result=False)
+    def answer() -> bool:
+        return question()
+
+    return answer
+
+
 class NormFunction(nn.Cell):
     """``x / sqrt(mean(x^2) + eps) * weight`` and its gradient; x (T, D), weight (D), float32."""
 
@@ -82,8 +93,8 @@ class NativeRMSNorm(nn.Cell):
         self.norm = NormFunction(eps)
 
     def construct(self, x: Tensor) -> Tensor:
-        """(T, dim) -> (T, dim), float32."""
-        return self.norm(x, self.weight)
+        """(T, dim) -> (T, dim), same type as x."""
+        return ops.cast(self.norm(ops.cast(x, ms.float32), self.weight), x.dtype)
 
 
 class NativeProduct(nn.Cell):
@@ -99,15 +110,10 @@ class NativeProduct(nn.Cell):
     def __init__(self, product_type: Any, is_frozen: Callable[[], bool]) -> None:
         super().__init__()
         suffix, kinds = _SUFFIXES[product_type], (ms.float32, ms.float32)
-        self._is_frozen = is_frozen
+        self.is_frozen = _at_compile_time(is_frozen)
         self.forward = sized_op(f"Linear{suffix}", [ms.float32] * 2, ms.float32)
         self.backward = native_op(f"LinearGrad{suffix}", lambda x, w, d: (x, w), kinds)
         self.backward_of_input = native_op(f"LinearInputGrad{suffix}", lambda d, w: [d[0], w[1]], ms.float32)
-
-    @property
-    def frozen(self) -> bool:
-        """Whether the weight is a constant of training."""
-        return self._is_frozen()
 
     def construct(self, x: Tensor, weight: Tensor) -> Tensor:
         """(T, in) -> (T, out)."""
@@ -115,7 +121,7 @@ class NativeProduct(nn.Cell):
 
     def bprop(self, x: Tensor, weight: Tensor, out: Tensor, dout: Tensor) -> tuple:
         """Gradients of x and weight."""
-        if self.frozen:
+        if self.is_frozen():
             return self.backward_of_input(dout, weight), ops.zeros_like(weight)
         return self.backward(x, weight, dout)
 
@@ -174,19 +180,14 @@ class _HeadLossFunction(nn.Cell):
     def __init__(self, product_type: Any, is_frozen: Callable[[], bool]) -> None:
         super().__init__()
         suffix, kind = _SUFFIXES[product_type], ms.float32
-        self._is_frozen = is_frozen
+        self.is_frozen = _at_compile_time(is_frozen)
         self.loss = native_op(f"HeadLoss{suffix}", lambda h, w, y, m: [1], kind)
         self.loss_and_input = native_op(f"HeadLossInputGrad{suffix}", lambda h, w, y, m: ([1], h), (kind, kind))
         self.loss_and_both = native_op(f"HeadLossGrad{suffix}", lambda h, w, y, m: ([1], h, w), (kind, kind, kind))
         self.scale = native_op("ScaleBy", lambda x, factor: x, kind)
 
-    @property
-    def frozen(self) -> bool:
-        """Whether the weight is a constant of training."""
-        return self._is_frozen()
-
     def _with_gradients(self, hidden: Tensor, weight: Tensor, labels: Tensor, mask: Tensor) -> tuple:
-        if self.frozen:
+        if self.is_frozen():
             total, dhidden = self.loss_and_input(hidden, weight, labels, mask)
             return total, dhidden, total
         return self.loss_and_both(hidden, weight, labels, mask)
@@ -202,7 +203,7 @@ class _HeadLossFunction(nn.Cell):
         """Gradients of hidden and weight; zeros for labels and mask."""
         results = out if self.training else self._with_gradients(hidden, weight, labels, mask)
         factor = dout[0]
-        dweight = ops.zeros_like(weight) if self.frozen else self.scale(results[2], factor)
+        dweight = ops.zeros_like(weight) if self.is_frozen() else self.scale(results[2], factor)
         return self.scale(results[1], factor), dweight, ops.zeros_like(labels), ops.zeros_like(mask)
 
 

@@ -52,8 +52,11 @@ def _threads() -> int:
     return _choice.threads or (int(given) if given.isdigit() else 0)
 
 
-def wanted() -> bool:
+def wanted(by_context: bool | None = None) -> bool:
     """Whether native kernels are asked for, built or not.
+
+    Args:
+        by_context: ``context.native_kernels``; None is the value :func:`configure` was given.
 
     Raises:
         ConfigError: MINDFORMERS_NATIVE is neither 0, 1 nor empty.
@@ -61,7 +64,8 @@ def wanted() -> bool:
     value = os.environ.get(ENVIRONMENT, "")
     if value not in ("", "0", "1"):
         raise ConfigError(f"the environment variable {ENVIRONMENT} is {value!r}; allowed: 0 (off), 1 (on), or unset")
-    return _choice.enabled if value == "" else value == "1"
+    asked = _choice.enabled if by_context is None else by_context
+    return asked if value == "" else value == "1"
 
 
 def usable() -> bool:
@@ -77,6 +81,14 @@ def usable() -> bool:
 @functools.cache
 def _warn_once(text: str) -> None:
     logger.warning("%s", text)
+
+
+def has_onednn() -> bool:
+    """Whether the library found oneDNN's products in MindSpore; without them is one warning."""
+    if load() is not None and load().mindformers_native_onednn():
+        return True
+    _warn_once("native kernels found no oneDNN in MindSpore: fp32 products of linear layers stay MindSpore's MatMul")
+    return False
 
 
 def library_path() -> Path | None:
