@@ -14,6 +14,7 @@ from mindspore.common.initializer import initializer
 
 from mindformers.generation.sampling import Choice, TokenChooser
 from mindformers.modules.dtypes import to_ms_dtype
+from mindformers.modules.kernels import activation_type
 from mindformers.modules.kv_cache import new_cache
 
 __all__ = ["DecodeSession", "OftenCalled", "session_for", "window"]
@@ -122,7 +123,7 @@ class DecodeSession:
         self.vocab_size = config.vocab_size
         self.fingerprint = _fingerprint(model)
         self._shape = (config.num_layers, batch_size, config.num_kv_heads, length, config.head_dim)
-        self._dtype = to_ms_dtype(config.compute_dtype)
+        self._dtype = activation_type(to_ms_dtype(config.compute_dtype))
         self._caches: tuple | None = None
         self._position: Parameter | None = None
         self._graphs: dict[tuple[str, Choice], nn.Cell] = {}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mindformers.config.schema.base import Finding, Section
 from mindformers.config.schema.parallel import layer_stages
+from mindformers.native import library
 from mindformers.tools.utils import nearest
 
 if TYPE_CHECKING:
@@ -205,10 +206,13 @@ def _device(cfg: "RunConfig") -> Iterator[Finding]:
     if cfg.context.device_target != "CPU":
         return
     config = cfg.model.config
+    native = library.wanted(cfg.context.native_kernels)
     for key in _DTYPES:
-        if getattr(config, key) == "bfloat16":
+        if getattr(config, key) == "bfloat16" and not (native and key == "compute_dtype"):
             message = "no bfloat16 kernels on CPU; use float32 or float16, or context.device_target Ascend"
-            yield Finding(f"{_MODEL}.{key}", message, ("context.device_target",))
+            if key == "compute_dtype":
+                message += ", or context.native_kernels: True (docs/native.md)"
+            yield Finding(f"{_MODEL}.{key}", message, ("context.device_target", "context.native_kernels"))
     if config.pet_config is not None:
         for key in ("param_init_type", "compute_dtype"):
             if getattr(config.pet_config, key) == "bfloat16":
