@@ -4,9 +4,9 @@
 ``python benchmarks/infer.py [--models T S M] [--new 64] [--rounds 10] [--json out.jsonl]``
 
 Greedy, batch 1, the same prompt, both in one process, in turn, the first of one round being the second of the next;
-tokens must be equal. A call's seconds per token are the median over its tokens after the first: the exported prompt graph
-always computes its full length. ``ratio`` is generate's seconds per token over ours, the median over rounds: above 1 the
-exported files are faster. ``open_s`` is the time to open the files.
+tokens must be equal. A call's seconds per token are the median over its tokens after the first: the exported prompt
+graph always computes its full length. ``ratio`` is generate's seconds per token over ours, the median over rounds:
+above 1 the exported files are faster. ``open_s`` is the time to open the files.
 """
 
 import argparse
