@@ -55,6 +55,9 @@ class PooledDropout(nn.Cell):
         self.factors = tuple(int(n) for n in generator.integers(1, POOL_ROWS - 1, 4))
         self.gather = ops.Gather()
         self.mul = ops.Mul()
+        self.stretch = ops.Mul()  # one instance for each place a strategy may be given to
+        self.shift = ops.Add()
+        self.wrap = ops.FloorMod()
 
     def rows(self, tokens: int) -> Tensor:
         """int32 (tokens,): the row of the pool each token takes at the present step."""
@@ -63,7 +66,7 @@ class PooledDropout(nn.Cell):
         start = ops.floor_mod(step * slope + shift, POOL_ROWS)  # all products stay below 2^31
         stride = ops.floor_mod(step * stride + first, POOL_ROWS - 1) + 1
         index = ops.floor_mod(ops.arange(0, tokens, dtype=ms.int32), POOL_ROWS)
-        return ops.floor_mod(index * stride + start, POOL_ROWS)
+        return self.wrap(self.shift(self.stretch(index, stride), start), POOL_ROWS)
 
     def mask(self, rows: Tensor) -> Tensor:
         """fp32 (T, width): zeros where the tokens that take these rows lose a feature, ones elsewhere."""

@@ -64,7 +64,9 @@ class LoRADense(nn.Cell):
         param_init_type: type A and B are stored in.
         compute_dtype: type of the adapter's products; its result is cast to that of the layer.
 
-    ``A`` is (rank, in) and ``B`` (out, rank); B of zeros leaves the layer as it was.
+    ``A`` is (rank, in) and ``B`` (out, rank); B of zeros leaves the layer as it was. Where the compiler splits the
+    network, ``by_operations`` has to be True: messages between ranks are put behind single operations, and a gradient
+    written by hand would have none.
     """
 
     def __init__(
@@ -98,6 +100,7 @@ class LoRADense(nn.Cell):
         self.lora_b_matmul = ops.MatMul(transpose_b=True)
         self.scale = ops.Mul()
         self.add = ops.Add()
+        self.by_operations = False
 
     def construct(self, x: Tensor) -> Tensor:
         """(T, in_channels) -> (T, out_channels) in the layer's compute_dtype."""
@@ -105,11 +108,14 @@ class LoRADense(nn.Cell):
         x = ops.cast(x, self.adapter_dtype)
         a = ops.cast(self.mindpet_delta_lora_a, self.adapter_dtype)
         b = ops.cast(self.mindpet_delta_lora_b, self.adapter_dtype)
+        scaling = self.scaling
         if self.training and self.dropped is not None:
-            delta = self.dropped(x, a, b, self.dropped.dropout.rows(x.shape[0]))
-        else:
-            low = self.lora_a_matmul(x, a)  # (T, rank)
-            delta = self.lora_b_matmul(self.scale(low, self.scaling), b)
+            if not self.by_operations:
+                delta = self.dropped(x, a, b, self.dropped.dropout.rows(x.shape[0]))
+                return self.add(y, ops.cast(delta, y.dtype))
+            x, scaling = self.dropped.dropout(x), self.dropped.scaling
+        low = self.lora_a_matmul(x, a)  # (T, rank)
+        delta = self.lora_b_matmul(self.scale(low, scaling), b)
         return self.add(y, ops.cast(delta, y.dtype))
 
 

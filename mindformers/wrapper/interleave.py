@@ -22,6 +22,7 @@ class InterleavedLoss(nn.Cell):
         self.network = network
         self.config = network.config
         self.pad_token_id = network.pad_token_id
+        self.dropout_step = getattr(network, "dropout_step", None)
         self.number = number
         self.parts = nn.CellList()
         for _ in range(number):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real processes: every way to split a tiny Llama over CPU ranks trains it exactly as one process does.
+"""Real processes: every way to split a tiny Llama over CPU ranks trains it exactly as one process does, LoRA too.
 
 SGD, not Adam: Adam hides gradients that are wrong by a factor. The norm of the gradients is compared as well, because
 clipping hides the same. The first step overflows, so that all ranks have to skip it.
@@ -36,6 +36,17 @@ CASES = {
         (*SPLIT, *TWO_GROUPS, "1", *SHARDED_OPTIMIZER, "--runner_config.gradient_accumulation_steps", "2"),
         dict.fromkeys(COLUMNS + ROWS + NORMS_AND_TABLES, 0),
     ),
+}
+A, B = "mindpet_delta_lora_a", "mindpet_delta_lora_b"
+ADAPTERS = {f"{name}.{B}": 0 for name in COLUMNS} | {f"{name}.{A}": 1 for name in ROWS}
+DROPOUT = ("--model.model_config.pet_config.lora_dropout", "0.2")
+QUIET = ("--do_eval", "False")
+# the same for adapters of all layers
+LORA_CASES = {
+    "dp2": (*CASES["dp2"][:2], {}),
+    "mp2_sequence_interleaved": (*CASES["mp2_sequence_interleaved"][:2], ADAPTERS),
+    "dp2_mp2_dropout": (4, (*CASES["dp2_mp2"][1], *DROPOUT), ADAPTERS),
+    "dp2_optimizer_accumulation": (*CASES["dp2_optimizer_accumulation"][:2], {A: 0, B: 0}),
 }
 
 
@@ -76,13 +87,39 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for p in network.get_parameters()
     ]
     ms.save_checkpoint(weights, str(folder / "init.ckpt"))
+    write_lora(folder, weights)
     return folder
 
 
-def train(job: Path, name: str, ranks: int, arguments: tuple[str, ...]) -> str:
-    """Run the real command; the output of rank 0."""
-    command = [str(REPO / "run_mindformer.py"), "--config", "run.yaml", "--output_dir", name, *arguments]
-    return run_ranks(ranks, command, job)[0]
+def write_lora(folder: Path, base: list[dict]) -> None:
+    """lora.yaml, run.yaml with adapters; lora.ckpt, the weights with adapters that are no longer zero."""
+    import mindspore as ms
+
+    from mindformers.config import load_config
+    from mindformers.pet.adapter import is_adapter_name
+    from mindformers.trainer.network import build_network
+
+    pet = {"pet_type": "lora", "lora_rank": 4, "lora_alpha": 16, "lora_dropout": 0.0, "target_modules": "w"}
+    pet |= {"param_init_type": "float32", "compute_dtype": "float32"}
+    config = {"base_config": "run.yaml", "model": {"model_config": {"pet_config": pet}}, "load_checkpoint": "lora.ckpt"}
+    (folder / "lora.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    rng = np.random.default_rng(1)
+    adapters = [
+        {"name": p.name, "data": ms.Tensor((rng.normal(size=p.shape) * 0.1).astype(np.float32))}
+        for p in build_network(load_config(folder / "lora.yaml")).get_parameters() if is_adapter_name(p.name)
+    ]  # fmt: skip
+    ms.save_checkpoint(base + adapters, str(folder / "lora.ckpt"))
+
+
+def words(name: str, arguments: tuple[str, ...], config: str = "run.yaml") -> list[str]:
+    """The command line of a run after the script's name."""
+    return ["--config", config, "--output_dir", name, *arguments]
+
+
+def run_all(job: Path, ranks: int, runs: list[list[str]]) -> None:
+    """Do runs with as many ranks, one after the other."""
+    (job / f"{ranks}.json").write_text(json.dumps(runs), encoding="utf-8")
+    run_ranks(ranks, ["-m", "tests.parallel.several_runs", f"{ranks}.json"], job)
 
 
 def metrics(job: Path, name: str) -> np.ndarray:
@@ -92,37 +129,70 @@ def metrics(job: Path, name: str) -> np.ndarray:
                      map(json.loads, lines)])  # fmt: skip
 
 
+def printed(job: Path, name: str) -> str:
+    """What rank 0 of a run printed."""
+    return (job / f"{name}.rank_0.log").read_text(encoding="utf-8")
+
+
 def perplexity(output: str) -> float:
-    found = re.search(r"PerplexityMetric = .*'PPL': ([\d.]+)", output)
+    """The last one in what a run printed."""
+    found = re.findall(r"PerplexityMetric = .*'PPL': ([\d.]+)", output)
     assert found, output[-2000:]
-    return float(found.group(1))
+    return float(found[-1])
 
 
 def weights(job: Path, name: str, rank: int) -> dict[str, np.ndarray]:
     import mindspore as ms
 
-    path = job / name / f"checkpoint_network/rank_{rank}/llama2_tiny_rank_{rank}-network.ckpt"
+    """What a rank saved: its part of the network, or of the adapters when only they are trained."""
+    (path,) = (job / name).glob(f"checkpoint_*/rank_{rank}/llama2_tiny_rank_{rank}-*.ckpt")
     return {key: value.asnumpy() for key, value in ms.load_checkpoint(str(path)).items()}
 
 
 @pytest.fixture(scope="module")
-def one(job: Path) -> str:
-    """The run of one process; its output."""
-    return train(job, "one", 1, ())
+def done(job: Path) -> Path:
+    """The job's folder after all runs."""
+    adapted = [words("one_lora", QUIET, "lora.yaml"), words("one_dropout", (*DROPOUT, *QUIET), "lora.yaml")]
+    run_all(job, 1, [words("one", ()), *adapted])
+    for count in (2, 4):
+        runs = [words(name, arguments) for name, (ranks, arguments, _) in CASES.items() if ranks == count]
+        runs += [
+            words(f"lora_{name}", (*arguments, *QUIET), "lora.yaml")
+            for name, (ranks, arguments, _) in LORA_CASES.items() if ranks == count
+        ]  # fmt: skip
+        run_all(job, count, runs)
+    return job
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_same_as_one_process(job: Path, one: str, name: str) -> None:
-    ranks, arguments, split = CASES[name]
-    output = train(job, name, ranks, arguments)
-    expected, measured = metrics(job, "one"), metrics(job, name)
+def test_same_as_one_process(done: Path, name: str) -> None:
+    ranks, _, split = CASES[name]
+    compare(done, "one", name, ranks, split)
+    assert perplexity(printed(done, name)) == pytest.approx(perplexity(printed(done, "one")), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", LORA_CASES)
+def test_adapters_same_as_one_process(done: Path, name: str) -> None:
+    ranks, arguments, split = LORA_CASES[name]
+    one = "one_dropout" if set(DROPOUT) <= set(arguments) else "one_lora"
+    compare(done, one, f"lora_{name}", ranks, split)
+
+
+def test_dropout_was_not_without_effect(done: Path) -> None:
+    """The runs with masks are equal above because a token's mask does not depend on the rank it is on."""
+    plain = weights(done, "one_lora", 0)
+    assert any(np.abs(value - plain[key]).max() > 1e-4 for key, value in weights(done, "one_dropout", 0).items())
+
+
+def compare(job: Path, one: str, name: str, ranks: int, split: dict[str, int]) -> None:
+    """Losses, norms, overflows and weights of a run over ranks against those of one process."""
+    expected, measured = metrics(job, one), metrics(job, name)
     assert expected[:, 2].tolist() == [1, 0, 0, 0, 0, 0], "the first step was to overflow, the others not"
     np.testing.assert_array_equal(measured[:, 2:], expected[:, 2:])
     np.testing.assert_allclose(measured[1:, :2], expected[1:, :2], rtol=0, atol=1e-6)
-    assert perplexity(output) == pytest.approx(perplexity(one), rel=1e-6)
-    whole = weights(job, "one", 0)
+    whole = weights(job, one, 0)
     for rank in range(ranks):
         for key, value in weights(job, name, rank).items():
-            axis = next((axis for part, axis in split.items() if f".{part}." in f".{key}"), None)
+            axis = next((axis for part, axis in split.items() if f".{part}." in f".{key}."), None)
             part = whole[key] if axis is None else np.split(whole[key], 2, axis)[rank % 2]
             np.testing.assert_allclose(value, part, rtol=0, atol=1e-6, err_msg=f"{key} of rank {rank}")

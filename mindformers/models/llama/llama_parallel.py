@@ -12,17 +12,20 @@ norms, residual adds   rows over dp (over dp * mp with use_seq_parallel)        
 wq wk wv w1 w3         rows over dp, outputs over mp                            nothing; AllReduce backward
 attention              records over dp, key/value heads over mp                 nothing
 wo w2                  rows over dp, inputs over mp                             AllReduce (ReduceScatter)
+adapter of wq .. w3    as the layer: A whole, B by outputs over mp              nothing; AllReduce backward
+adapter of wo w2       as the layer: A by inputs over mp, B whole               AllReduce of (rows, rank)
 head, loss             rows over dp, vocabulary whole (or over mp)              AllReduce of scalars (or of rows)
 =====================  =======================================================  ==============================
 """
 
 from typing import Any
 
-import mindspore as ms
 from mindspore import nn
 
 from mindformers.config.schema.parallel import layer_stages
 from mindformers.core.loss import SplitCrossEntropyLoss
+from mindformers.core.parallel_context import is_split
+from mindformers.pet.lora import LoRADense
 
 
 def apply_parallel(network: nn.Cell, layout: Any, *, reduce_scatter: bool = True) -> None:
@@ -48,8 +51,7 @@ def apply_parallel(network: nn.Cell, layout: Any, *, reduce_scatter: bool = True
         _shard_attention(layer.attention, dp, mp)
         _shard_feed_forward(layer.feed_forward, dp, mp)
         for linear in (layer.attention.wo, layer.feed_forward.w2):
-            out = ((rows, 1),) if sequence and reduce_scatter else None
-            linear.matmul.shard(((dp, mp), (1, mp)), out)
+            _shard_by_inputs(linear, dp, mp, rows if sequence and reduce_scatter else dp)
     _shard_norm(model.norm_out, rows)
     _shard_head(network, dp, 1 if layout.vocab_emb_dp else mp)
     _place_stages(network, layout.pipeline_stage)
@@ -67,23 +69,33 @@ def apply_recompute(network: nn.Cell, recompute_config: Any, slices: int = 1) ->
             whether what is kept stays sliced over the ranks.
         slices: model_parallel, into how many slices that would be.
     """
-    if recompute_config is None or not (recompute_config.recompute or recompute_config.select_recompute):
-        return
+    whole = recompute_config is not None and recompute_config.recompute and not recompute_config.select_recompute
     options = {}
-    if ms.get_auto_parallel_context("parallel_mode") in ("semi_auto_parallel", "auto_parallel"):
+    if is_split():
+        if not whole:
+            _recompute_dropout(network)
         options = {
             "mp_comm_recompute": recompute_config.mp_comm_recompute,
             "parallel_optimizer_comm_recompute": recompute_config.parallel_optimizer_comm_recompute,
             "recompute_slice_activation": recompute_config.recompute_slice_activation and slices > 1,
-        }
+        } if whole else {}
+    if recompute_config is None or not (whole or recompute_config.select_recompute):
+        return
     for layer in network.model.layers:
-        if recompute_config.recompute and not recompute_config.select_recompute:
+        if whole:
             layer.recompute(**options)
         else:
             for part in (layer.attention.attend, layer.attention_norm, layer.ffn_norm):
                 part.recompute()
             layer.feed_forward.silu.recompute()
             layer.feed_forward.mul.recompute()
+
+
+def _recompute_dropout(network: nn.Cell) -> None:
+    """Fetch the masks of adapters again in the backward pass, as the gradient by hand does where nothing is split."""
+    for _, cell in network.cells_and_names():
+        if isinstance(cell, LoRADense) and cell.dropped is not None:
+            cell.dropped.dropout.recompute()
 
 
 def _broadcast(network: nn.Cell) -> None:
@@ -111,7 +123,7 @@ def _shard_norm(norm: nn.Cell, rows: int) -> None:
 def _shard_attention(attention: nn.Cell, dp: int, mp: int) -> None:
     heads, everywhere = (dp, mp, 1, 1), (1, 1, 1, 1)
     for linear in (attention.wq, attention.wk, attention.wv):
-        linear.matmul.shard(((dp, 1), (mp, 1)))
+        _shard_by_outputs(linear, dp, mp)
     attention.split_heads.shard(((dp, 1, mp, 1),))
     attention.merge_heads.shard((heads,))
     rotary = attention.rotary
@@ -128,9 +140,43 @@ def _shard_attention(attention: nn.Cell, dp: int, mp: int) -> None:
 
 def _shard_feed_forward(feed_forward: nn.Cell, dp: int, mp: int) -> None:
     for linear in (feed_forward.w1, feed_forward.w3):
-        linear.matmul.shard(((dp, 1), (mp, 1)))
+        _shard_by_outputs(linear, dp, mp)
     feed_forward.silu.shard(((dp, mp),))
     feed_forward.mul.shard(((dp, mp), (dp, mp)))
+
+
+def _shard_by_outputs(linear: nn.Cell, dp: int, mp: int) -> None:
+    """A linear layer whose columns of results are dealt out over mp, and its adapter if it has one."""
+    linear.matmul.shard(((dp, 1), (mp, 1)))
+    if isinstance(linear, LoRADense):
+        linear.lora_b_matmul.shard(((dp, 1), (mp, 1)))
+        _shard_adapter(linear, (dp, 1), dp, (dp, mp))
+        linear.lora_a_matmul.shard(((dp, 1), (1, 1)))
+
+
+def _shard_by_inputs(linear: nn.Cell, dp: int, mp: int, rows: int) -> None:
+    """A linear layer whose columns of inputs are dealt out over mp, with its results split by rows."""
+    out = ((rows, 1),) if rows != dp else None
+    linear.matmul.shard(((dp, mp), (1, mp)), out)
+    if isinstance(linear, LoRADense):
+        linear.lora_a_matmul.shard(((dp, mp), (1, mp)), out)
+        _shard_adapter(linear, (dp, mp), rows, (rows, 1))
+        linear.lora_b_matmul.shard(((rows, 1), (1, 1)))
+
+
+def _shard_adapter(linear: LoRADense, inputs: tuple, rows: int, results: tuple) -> None:
+    """What is not a product in an adapter: its dropout on inputs, the scale on rows of rank values, the sum."""
+    linear.by_operations = True
+    linear.scale.shard(((rows, 1), ()))
+    linear.add.shard((results, results))
+    if linear.dropped is None:
+        return
+    dropout = linear.dropped.dropout
+    for operation in (dropout.stretch, dropout.shift):
+        operation.shard(((1,), (1,)))
+    dropout.wrap.shard(((1,), ()))
+    dropout.gather.shard(((1, inputs[1]), (inputs[0],)))
+    dropout.mul.shard((inputs, inputs))
 
 
 def _shard_head(network: nn.Cell, dp: int, vocabulary: int) -> None:
