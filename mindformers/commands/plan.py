@@ -2,12 +2,12 @@
 """``python -m mindformers plan``: would this config run on that cluster, without the cluster."""
 
 import argparse
-import os
 from pathlib import Path
 
 from mindformers.commands import Command
 from mindformers.config import RunConfig, load_config
 from mindformers.errors import ConfigError
+from mindformers.tools.rank_table import read_table
 
 _DEFAULT_MEMORY = "64GB"
 
@@ -20,7 +20,12 @@ def plan_arguments(parser: argparse.ArgumentParser) -> None:
     cluster.add_argument("--rank-table", metavar="FILE", help="rank table whose devices are counted")
     parser.add_argument("--memory", metavar="SIZE", help="of a device; default: context.max_device_memory, else 64GB")
     parser.add_argument("--save-strategy", metavar="DIR", help="leave ckpt_strategy_rank_N.ckpt of every rank here")
-    parser.add_argument("--workers", type=int, metavar="N", help="ranks compiled at once; default: one per core")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="ranks compiled at once; default: one per core, as long as all stay below 8 GiB",
+    )
     parser.add_argument("--options", nargs="+", metavar="KEY=VALUE", help="changes to the config to apply first")
 
 
@@ -32,9 +37,8 @@ def plan(args: argparse.Namespace) -> int:
     cfg = configured(args)
     given = args.memory or getattr(cfg.context, "max_device_memory", None) or _DEFAULT_MEMORY
     available = parse_memory(str(given))
-    workers = (os.cpu_count() or 1) if args.workers is None else args.workers
-    if workers < 1:
-        raise ConfigError(f"--workers must be at least 1, got {workers}")
+    if args.workers is not None and args.workers < 1:
+        raise ConfigError(f"--workers must be at least 1, got {args.workers}")
     folder = None
     if args.save_strategy:
         folder = Path(args.save_strategy).resolve()
@@ -42,7 +46,7 @@ def plan(args: argparse.Namespace) -> int:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"--save-strategy {folder}: {error.strerror or error}") from error
-    plans = compile_stages(cfg, workers, folder, lambda line: print(line, flush=True))
+    plans = compile_stages(cfg, args.workers, folder, lambda line: print(line, flush=True))
     print(report(cfg, plans, available))
     return 0 if all(fits(stage.memory, available) for stage in plans) else 1
 
@@ -53,11 +57,9 @@ def configured(args: argparse.Namespace) -> RunConfig:
     Raises:
         ConfigError: the config is wrong, or its model and pipeline parallelism do not divide the devices.
     """
-    from mindformers.simulate.plan import devices_of_rank_table
-
     options = list(args.options or [])
     cfg = load_config(args.config, options)
-    devices = devices_of_rank_table(args.rank_table) if args.rank_table else args.devices
+    devices = read_table(args.rank_table).size if args.rank_table else args.devices
     if devices is None:
         return cfg
     layout = cfg.parallel_config

@@ -14,7 +14,7 @@ from mindformers.config.merge import Layer
 from mindformers.config.overrides import Override, apply_overrides, as_overrides
 from mindformers.config.problems import Place, Places, Problem, dotted, problems_of, raise_problems
 from mindformers.config.schema.base import Finding, Section, collecting
-from mindformers.config.schema.checks import launch_findings, rank_findings
+from mindformers.config.schema.checks import fill_ranks, launch_findings, rank_findings
 from mindformers.config.schema.run import RunConfig
 from mindformers.config.tree import Path, value_at, yaml_name
 from mindformers.config.yaml_text import Document, YamlError, read_text
@@ -41,7 +41,8 @@ def load_config(
         path: the file, or the name of a shipped config (``run_llama2_tiny``).
         overrides: ``Override`` objects, ``"key=value"`` texts or ``(key, value)`` pairs; a later one wins.
         launch: also check what must be there to run now: data, prompts, weights.
-        ranks: number of processes of this run, when it is known; the parallel layout must use all of them.
+        ranks: number of processes of this run, when it is known; the parallel layout must use all of them, and a
+            ``data_parallel`` of 1 is raised so that it does.
         problems: what the caller found wrong already (the command line), reported together with the rest.
 
     Returns:
@@ -58,7 +59,7 @@ def load_config(
     places = Places(str(reader.path), layer.places)
     config = _validate(layer.value, places, reader.problems, launch=launch, ranks=ranks)
     config._source = places
-    config._warnings = [*reader.warnings, *_idle(config, places)]
+    config._warnings = [*reader.warnings, *config._warnings, *_idle(config, places)]
     return config
 
 
@@ -196,6 +197,8 @@ def _validate(
                 break
     if config is not None:
         bad = {problem.path for problem in problems}
+        filled = fill_ranks(config, ranks) if ranks else None
+        config._warnings = [filled] if filled else []
         findings = list(config.findings())
         findings += rank_findings(config, ranks, "the number of processes (RANK_SIZE)") if ranks else []
         findings += launch_findings(config) if launch else []

@@ -13,17 +13,27 @@ TAIL_LINES = 12
 _TAIL_BYTES = 64 << 10
 NOISE = re.compile(r"\[(INFO|WARNING)\] [A-Z_]+\(|==== ")
 
-# (what stands in the log, what it means, what to do); docs/launch.md explains the same rows.
+# (what stands in the log, what it means, what to do); docs/launch.md explains the same rows. The codes of HCCL are
+# those of Huawei's "HCCL Errors", https://www.hiascend.com/document/detail/en/canncommercial/800/maintenref/troubleshooting/
+# atlaserrorcode_15_0242.html (EI0002), _0244 (EI0004), _0246 (EI0006); EJ0001 as quoted in a log of
+# https://github.com/hiyouga/LlamaFactory/issues/3839. None of them could be provoked here.
 HINTS: tuple[tuple[str, str, str], ...] = (
     (
         r"EJ0001|last training process is running",
         "processes of an earlier run still hold the NPU",
-        "npu-smi info lists them; end them, wait a minute, start again",
+        "npu-smi info lists them; end them, wait 10 seconds, start again",
     ),
     (
         r"EI0006|[Gg]etting socket times out",
         "a rank could not reach another one within HCCL_CONNECT_TIMEOUT",
-        "look for the first error in the logs of the other ranks; check the rank table and the links (hccn_tool -link)",
+        "look for the first error in the logs of the other ranks; if all say this more than 120 s apart, raise that "
+        "variable; check the links between the nodes",
+    ),
+    (
+        r"EI0002|Notify register.*times? ?out|[Tt]ime ?out occurs when the Notify register",
+        "a rank waited in vain for another one in a collective operation, longer than HCCL_EXEC_TIMEOUT",
+        "look for an earlier error in the logs of the other ranks; all must have the same number of records; a rank "
+        "that is only slow (saving, for instance) needs a larger HCCL_EXEC_TIMEOUT",
     ),
     (
         r"EI0004|rank ?[tT]able.*(invalid|not.*found)",

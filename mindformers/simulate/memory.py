@@ -6,8 +6,11 @@ H hidden, F feed-forward, N query heads, K key/value heads, D head size, V vocab
 """
 
 import math
-from collections.abc import Iterator
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from mindformers.config import RunConfig
 from mindformers.config.schema.parallel import layer_stages
@@ -27,11 +30,17 @@ class Weight:
         name: as in checkpoints.
         shape: of the whole parameter.
         split: parts each dimension is cut into by model parallel.
+        dtype: it is kept in.
+        layer: decoder layer it belongs to; None for embedding, last norm and head.
+        trained: it has a gradient and moments; False for the weights under an adapter.
     """
 
     name: str
     shape: tuple[int, ...]
     split: tuple[int, ...]
+    dtype: str
+    layer: int | None = None
+    trained: bool = True
 
     @property
     def slice_shape(self) -> tuple[int, ...]:
@@ -58,20 +67,23 @@ class StageMemory:
 
 
 def weights_of(cfg: RunConfig, stage: int) -> Iterator[Weight]:
-    """The parameters of one stage, in the order of the network."""
+    """The parameters of one stage, in the order of the network, an adapter's after the weight it is for."""
     config, layout = cfg.model.config, cfg.parallel_config
     mp, stages = layout.model_parallel, layout.pipeline_stage
     hidden, ffn = config.hidden_size, config.ffn_size
     kv_width = hidden // config.num_heads * config.num_kv_heads
     vocabulary = (1 if layout.vocab_emb_dp else mp, 1)
+    adapted = config.pet_config is not None
+
+    def weight(name: str, shape: tuple[int, ...], split: tuple[int, ...], layer: int | None = None) -> Weight:
+        return Weight(name, shape, split, config.param_init_type, layer, not adapted)
+
     if stage == 0 or (stage == stages - 1 and config.tie_word_embeddings):
-        yield Weight("model.tok_embeddings.embedding_weight", (config.vocab_size, hidden), vocabulary)
-    for layer, place in enumerate(layer_stages(config.num_layers, stages, config.offset)):
-        if place != stage:
-            continue
+        yield weight("model.tok_embeddings.embedding_weight", (config.vocab_size, hidden), vocabulary)
+    for layer in _layers(cfg, stage):
         prefix = f"model.layers.{layer}."
-        yield Weight(prefix + "attention_norm.weight", (hidden,), (1,))
-        yield Weight(prefix + "ffn_norm.weight", (hidden,), (1,))
+        yield weight(prefix + "attention_norm.weight", (hidden,), (1,), layer)
+        yield weight(prefix + "ffn_norm.weight", (hidden,), (1,), layer)
         for name, rows, columns, split in (
             ("attention.wq", hidden, hidden, (mp, 1)),
             ("attention.wk", kv_width, hidden, (mp, 1)),
@@ -81,14 +93,27 @@ def weights_of(cfg: RunConfig, stage: int) -> Iterator[Weight]:
             ("feed_forward.w2", hidden, ffn, (1, mp)),
             ("feed_forward.w3", ffn, hidden, (mp, 1)),
         ):
-            yield Weight(f"{prefix}{name}.weight", (rows, columns), split)
+            yield weight(f"{prefix}{name}.weight", (rows, columns), split, layer)
+            if adapted:
+                yield from _adapter(config.pet_config, prefix + name, rows, columns, split, layer)
     if stage == stages - 1:
-        yield Weight("model.norm_out.weight", (hidden,), (1,))
+        yield weight("model.norm_out.weight", (hidden,), (1,))
         if not config.tie_word_embeddings:
-            yield Weight("lm_head.weight", (config.vocab_size, hidden), vocabulary)
+            yield weight("lm_head.weight", (config.vocab_size, hidden), vocabulary)
 
 
-def optimizer_parts(cfg: RunConfig, weight: Weight, size: int) -> int:
+def _adapter(lora: Any, path: str, rows: int, columns: int, split: tuple[int, ...], layer: int) -> Iterator[Weight]:
+    """Matrices A and B of a linear layer, cut as the layer is; none where ``target_modules`` leaves it out."""
+    from mindformers.pet.adapter import is_excluded  # imports MindSpore
+
+    if not re.match(lora.target_modules, path.rsplit(".", 1)[1]) or is_excluded(path, lora.exclude_layers):
+        return
+    kind = lora.param_init_type
+    yield Weight(f"{path}.mindpet_delta_lora_a", (lora.lora_rank, columns), (1, split[1]), kind, layer)
+    yield Weight(f"{path}.mindpet_delta_lora_b", (rows, lora.lora_rank), (split[0], 1), kind, layer)
+
+
+def optimizer_parts(cfg: RunConfig, weight: Weight) -> int:
     """Ranks over which the optimizer spreads a parameter: all of the stage that hold the same slice, or 1."""
     section, layout = cfg.parallel, cfg.parallel_config
     if not section.enable_parallel_optimizer:
@@ -96,34 +121,37 @@ def optimizer_parts(cfg: RunConfig, weight: Weight, size: int) -> int:
     copies = layout.data_parallel * layout.model_parallel // math.prod(weight.split)
     wanted = section.parallel_optimizer_config.optimizer_weight_shard_size or -1
     copies = copies if wanted < 1 else min(copies, wanted)
-    elements = math.prod(weight.slice_shape)
-    too_small = elements * size < section.parallel_optimizer_config.parallel_optimizer_threshold * 1024
+    size = math.prod(weight.slice_shape) * BYTES[weight.dtype]
+    too_small = size < section.parallel_optimizer_config.parallel_optimizer_threshold * 1024
     return 1 if too_small or weight.slice_shape[0] % copies else copies
 
 
 def stage_memory(cfg: RunConfig, stage: int) -> StageMemory:
     """What one device of a stage holds at the worst moment of a step."""
     config, layout = cfg.model.config, cfg.parallel_config
-    size = BYTES[config.param_init_type]
-    mine = gathered = whole = 0
+    parameters = optimizer = gradients = 0
+    gathered: Counter[int | None] = Counter()
+    shard = cfg.parallel.parallel_optimizer_config.gradient_accumulation_shard
+    accumulates = layout.pipeline_stage == 1 and cfg.runner_config.gradient_accumulation_steps > 1
     for weight in weights_of(cfg, stage):
         elements = math.prod(weight.slice_shape)
-        parts = optimizer_parts(cfg, weight, size)
-        mine += elements // parts
-        whole += elements
-        gathered += (elements - elements // parts) * BYTES[config.compute_dtype]
-    if cfg.recompute_config.recompute and cfg.recompute_config.parallel_optimizer_comm_recompute:
-        gathered //= max(len(_layers(cfg, stage)), 1)  # one layer at a time
-    accumulates = layout.pipeline_stage > 1 or cfg.runner_config.gradient_accumulation_steps > 1
-    shard = cfg.parallel.parallel_optimizer_config.gradient_accumulation_shard
-    gradients = (mine if shard or layout.pipeline_stage == 1 else whole) * size
-    if layout.pipeline_stage == 1 and accumulates:
-        gradients += mine * 4
-    layers = len(_layers(cfg, stage))
-    return StageMemory(stage, layers, mine * size, 2 * 4 * mine, gradients, gathered, activation_bytes(cfg, stage))
+        mine = elements // optimizer_parts(cfg, weight)
+        parameters += mine * BYTES[weight.dtype]
+        gathered[weight.layer] += (elements - mine) * BYTES[config.compute_dtype]
+        if weight.trained:
+            optimizer += 2 * 4 * mine
+            gradients += (mine if shard or layout.pipeline_stage == 1 else elements) * BYTES[weight.dtype]
+            gradients += mine * 4 if accumulates else 0
+    layers = _layers(cfg, stage)
+    if cfg.recompute_config.parallel_optimizer_comm_recompute:
+        whole = gathered[None] + max((gathered[layer] for layer in layers), default=0)  # one layer at a time
+    else:
+        whole = gathered.total()
+    activations = activation_bytes(cfg, stage)
+    return StageMemory(stage, len(layers), parameters, optimizer, gradients, whole, activations)
 
 
-def _layers(cfg: RunConfig, stage: int) -> list[int]:
+def _layers(cfg: RunConfig, stage: int) -> Sequence[int]:
     config = cfg.model.config
     places = layer_stages(config.num_layers, cfg.parallel_config.pipeline_stage, config.offset)
     return [layer for layer, place in enumerate(places) if place == stage]

@@ -20,7 +20,7 @@ from mindformers.config import RunConfig, save_config
 from mindformers.errors import ConfigError, DeviceError
 from mindformers.simulate.memory import GIB, StageMemory, stage_memory
 
-# What compiling takes on this machine, measured: GiB of a process, and per layer and micro batch of a stage's graph.
+# What compiling takes, measured: GiB of a process, and per layer and micro batch of a stage's graph; the sum allowed.
 _COMPILE_BASE, _COMPILE_GRAPH, _COMPILE_LIMIT = 0.6, 0.052, 8.0
 RESERVED = 0.06  # share of a device's memory that its runtime, its communication and fragmentation take
 _ERROR_LINES = 6
@@ -33,10 +33,12 @@ class StagePlan:
     Args:
         memory: the estimate.
         compiled: the worker's answer, see ``plan_worker.compile_rank``.
+        model: the stage that was compiled; another one where that has the same graph.
     """
 
     memory: StageMemory
     compiled: dict[str, Any] = field(default_factory=dict)
+    model: int = 0
 
     @property
     def weight_bytes(self) -> int:
@@ -66,28 +68,8 @@ def parse_memory(text: str) -> int:
     return int(float(found.group(1)) * (GIB if found.group(2).upper() == "G" else 1 << 20))
 
 
-def devices_of_rank_table(path: str) -> int:
-    """Devices listed in an HCCL rank table.
-
-    Raises:
-        ConfigError: the file cannot be read, or is no rank table.
-    """
-    try:
-        table = json.loads(Path(path).read_text(encoding="utf-8"))
-        ranks = [int(device["rank_id"]) for server in table["server_list"] for device in server["device"]]
-    except OSError as error:
-        raise ConfigError(f"rank table {path}: cannot be read: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f"rank table {path}: not a table of server_list / device / rank_id. Make one with hccl_tools.py"
-        ) from error
-    if sorted(ranks) != list(range(len(ranks))) or not ranks:
-        raise ConfigError(f"rank table {path}: the rank_ids are not 0 to {len(ranks) - 1}, each once")
-    return len(ranks)
-
-
 def compile_stages(
-    cfg: RunConfig, workers: int, strategy_dir: Path | None, report: Callable[[str], None] = print
+    cfg: RunConfig, workers: int | None, strategy_dir: Path | None, report: Callable[[str], None] = print
 ) -> list[StagePlan]:
     """Compile the first rank of every different stage, each in a process of its own.
 
@@ -95,7 +77,7 @@ def compile_stages(
 
     Args:
         cfg: the run's config.
-        workers: processes at once; fewer when together they would take more than 8 GiB of memory.
+        workers: processes at once; None for one per core, as long as all together stay below 8 GiB of memory.
         strategy_dir: where ``ckpt_strategy_rank_N.ckpt`` of every rank is left; None leaves none.
         report: takes lines about what is being done.
 
@@ -110,8 +92,11 @@ def compile_stages(
     wanted = sorted(set(models))
     compiled = compiled_config(cfg)
     graphs = max(plan.memory.layers for plan in plans) * compiled.parallel_config.micro_batch_num
-    workers = max(1, min(workers, int(_COMPILE_LIMIT / (_COMPILE_BASE + _COMPILE_GRAPH * graphs))))
-    report(f"compiling {len(wanted)} of {size} ranks, {min(workers, len(wanted))} at a time")
+    if workers is None:
+        needed = _COMPILE_BASE + _COMPILE_GRAPH * graphs
+        workers = max(1, min(os.cpu_count() or 1, int(_COMPILE_LIMIT / needed)))
+    workers = min(workers, len(wanted))
+    report(f"compiling {len(wanted)} of {size} ranks, {workers} at a time")
     answers: dict[int, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory(prefix="mindformers_plan_") as folder, ThreadPoolExecutor(workers) as pool:
         config_file = save_config(compiled, Path(folder) / "config.yaml")
@@ -126,7 +111,8 @@ def compile_stages(
             raise
     factor = cfg.parallel_config.micro_batch_num / compiled.parallel_config.micro_batch_num
     for stage, model in enumerate(models):
-        plans[stage].compiled = _as_stage(answers[model], (stage - model) * per_stage, factor)
+        plans[stage].compiled = _as_stage(answers[model], (stage - model) * per_stage, factor, size)
+        plans[stage].model = model
     if strategy_dir:
         _copy_strategies(strategy_dir, per_stage, size)
     return plans
@@ -140,15 +126,22 @@ def _model_of(plans: list[StagePlan], stage: int) -> int:
     return next(other for other in range(1, len(plans) - 1) if plans[other].memory.layers == layers)
 
 
-def _as_stage(answer: dict[str, Any], shift: int, factor: float) -> dict[str, Any]:
-    """What was compiled for an equal stage ``shift`` ranks before, for ``factor`` times as many micro batches."""
-    messages = []
+def _as_stage(answer: dict[str, Any], shift: int, factor: float, size: int) -> dict[str, Any]:
+    """What was compiled for an equal stage ``shift`` ranks before, for ``factor`` times as many micro batches.
+
+    Messages of one kind among the same ranks are added up, those of the whole step with those of micro batches.
+    """
+    sums: dict[tuple, list[float]] = {}
     for item in answer["communication"]:
-        times = factor if item["per_micro_batch"] else 1
-        moved = {"count": round(item["count"] * times), "bytes": round(item["bytes"] * times)}
-        if not item["everybody"]:
-            moved["ranks"] = [rank + shift for rank in item["ranks"]]
-        messages.append(item | moved)
+        everybody = item["everybody"] or len(item["ranks"]) == size
+        ranks = tuple(range(size)) if everybody else tuple(rank + shift for rank in item["ranks"])
+        entry = sums.setdefault((item["operation"], ranks), [0, 0])
+        for index, key in enumerate(("count", "bytes")):
+            entry[index] += item[key] * (factor if item["per_micro_batch"] else 1)
+    messages = [
+        {"operation": operation, "ranks": list(ranks), "count": round(count), "bytes": round(volume)}
+        for (operation, ranks), (count, volume) in sums.items()
+    ]
     return answer | {"communication": messages}
 
 
@@ -205,6 +198,7 @@ def remedies(cfg: RunConfig) -> Iterator[tuple[str, str, RunConfig]]:
     """Changes that save memory, cheapest first: (what to set, what it costs, the changed config)."""
     layout, recompute, section = cfg.parallel_config, cfg.recompute_config, cfg.parallel
     dp, mp, stages = layout.data_parallel, layout.model_parallel, layout.pipeline_stage
+    shard = section.parallel_optimizer_config.gradient_accumulation_shard
 
     def changed(**sections: Any) -> RunConfig:
         return cfg.model_copy(update=sections)
@@ -212,7 +206,13 @@ def remedies(cfg: RunConfig) -> Iterator[tuple[str, str, RunConfig]]:
     if cfg.use_parallel and dp > 1 and not section.enable_parallel_optimizer:
         new = changed(parallel=section.model_copy(update={"enable_parallel_optimizer": True}))
         yield "parallel.enable_parallel_optimizer True", "an AllGather of the weights a step", new
-    if cfg.use_parallel and dp > 1 and not recompute.parallel_optimizer_comm_recompute and recompute.recompute:
+    if (
+        cfg.use_parallel
+        and dp > 1
+        and not recompute.parallel_optimizer_comm_recompute
+        and recompute.recompute
+        and not shard
+    ):
         new = changed(recompute_config=recompute.model_copy(update={"parallel_optimizer_comm_recompute": True}))
         yield "recompute_config.parallel_optimizer_comm_recompute True", "the weights are gathered twice a step", new
     if mp > 1 and recompute.recompute and not recompute.recompute_slice_activation:

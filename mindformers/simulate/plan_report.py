@@ -7,6 +7,7 @@ from mindformers.config import RunConfig
 from mindformers.config.schema.parallel import layer_stages
 from mindformers.simulate.memory import GIB, bubble, in_flight
 from mindformers.simulate.plan import RESERVED, StagePlan, advice, fits
+from mindformers.tools.rank_table import spans
 
 _MIB = 1 << 20
 
@@ -68,19 +69,22 @@ def memory_lines(cfg: RunConfig, plans: Sequence[StagePlan]) -> Iterator[str]:
 
 
 def communication_lines(plans: Sequence[StagePlan]) -> Iterator[str]:
-    """Messages of the first rank of each stage in one optimizer step."""
+    """Messages of the first rank of each different stage in one optimizer step."""
     rows = [("stage", "operation", "ranks", "messages", "MiB a step")]
-    for plan in plans:
-        for item in plan.compiled["communication"]:
+    for model in dict.fromkeys(plan.model for plan in plans):
+        equal = [plan for plan in plans if plan.model == model]
+        stages = spans(plan.memory.stage for plan in equal)
+        for item in equal[0].compiled["communication"]:
             ranks = item["ranks"]
-            if item["operation"] in ("Send", "Receive"):
-                ranks = [f"{'to' if item['operation'] == 'Send' else 'from'} {ranks[0]}"]
             shown = ",".join(map(str, ranks)) if len(ranks) <= 8 else f"{len(ranks)} ranks ({ranks[0]} .. {ranks[-1]})"
-            size = f"{item['bytes'] / _MIB:.1f}"
-            rows.append((str(plan.memory.stage), item["operation"], shown, str(item["count"]), size))
+            if item["operation"] in ("Send", "Receive"):
+                shown = f"{'to' if item['operation'] == 'Send' else 'from'} {ranks[0]}"
+            rows.append((stages, item["operation"], shown, str(item["count"]), f"{item['bytes'] / _MIB:.1f}"))
     if len(rows) == 1:
         yield "communication: none"
         return
+    equal_stages = len({row[0] for row in rows[1:]}) < len(plans)
+    yield "messages of the first rank of a stage" + (", the ranks those of the first of equal stages" * equal_stages)
     yield from table(rows)
 
 
@@ -97,9 +101,11 @@ def verdict(cfg: RunConfig, plans: Sequence[StagePlan], available: int) -> str:
 def report(cfg: RunConfig, plans: Sequence[StagePlan], available: int) -> str:
     """The whole text."""
     config = cfg.model.config
-    first = f"{cfg.trainer.model_name}: {config.num_parameters / 1e9:.2f}B parameters, {config.seq_length} tokens"
-    seconds = sum(plan.compiled["seconds"] for plan in plans)
+    billions = config.num_parameters / 1e9
+    count = f"{billions:.2f} billion" if billions >= 0.1 else f"{billions * 1e3:.2f} million"
+    first = f"{cfg.trainer.model_name}: {count} parameters, {config.seq_length} tokens"
+    seconds = sum(plan.compiled["seconds"] for stage, plan in enumerate(plans) if plan.model == stage)
     peak = max(plan.compiled["peak_bytes"] for plan in plans)
-    last = f"compiled in {seconds:.0f} s of processes with at most {peak / GIB:.1f} GiB each"
+    last = f"compiled in processes of {seconds:.0f} s together, at most {peak / GIB:.1f} GiB each"
     parts = (layout_lines(cfg), memory_lines(cfg, plans), communication_lines(plans))
     return "\n\n".join([first, *("\n".join(part) for part in parts), verdict(cfg, plans, available), last])

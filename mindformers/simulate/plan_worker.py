@@ -9,7 +9,6 @@ import json
 import math
 import os
 import re
-import resource
 import sys
 import tempfile
 import time
@@ -79,15 +78,16 @@ def compile_rank(cfg: Any, size: int, rank: int, strategy_file: str | None) -> d
     from mindformers.core.context import set_seed
     from mindformers.core.progress import TrainProgress
     from mindformers.simulate.cpu_auto_parallel import enable_simulation
+    from mindformers.tools.utils import peak_memory_bytes
     from mindformers.trainer.build import build_optimizer, build_train_cell
     from mindformers.trainer.network import build_network
-    from mindformers.trainer.parallel import lay_out, split_records
+    from mindformers.trainer.parallel import lay_out, parallel_section, split_records
 
     start = time.perf_counter()
     ms.set_context(mode=ms.GRAPH_MODE)
     set_seed(cfg.seed)
     groups = enable_simulation(size, rank)
-    section = cfg.parallel
+    section = parallel_section(cfg)
     ms.set_auto_parallel_context(
         parallel_mode="semi_auto_parallel",
         device_num=size,
@@ -117,7 +117,7 @@ def compile_rank(cfg: Any, size: int, rank: int, strategy_file: str | None) -> d
         "parameters": _parameter_bytes(cell, groups, size),
         "communication": communication,
         "seconds": time.perf_counter() - start,
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_bytes": peak_memory_bytes(),
     }
 
 

@@ -21,6 +21,7 @@ __all__ = [
     "listing",
     "nearest",
     "parse_value",
+    "peak_memory_bytes",
     "str2bool",
 ]
 
@@ -142,3 +143,9 @@ def did_you_mean(name: str, choices: Iterable[str], label: str = "allowed") -> s
     best = nearest(name, names)
     question = f" Did you mean {best!r}?" if best is not None and best != name else ""
     return f"{question} ({label}: {listing(names)})"
+
+
+def peak_memory_bytes() -> int:
+    """Largest resident size of this process so far; unlike getrusage it leaves out that of the parent before exec."""
+    with open("/proc/self/status", encoding="utf-8") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM:")) * 1024

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """``plan``: what it prints of a small cluster is what the compiler made, and its memory is what a run takes."""
 
-import json
+import argparse
 import re
 import subprocess
 import sys
@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from mindformers.commands.plan import configured, plan_arguments
 from mindformers.config import RunConfig, load_config
 from mindformers.errors import ConfigError, DeviceError
-from mindformers.simulate.memory import activation_bytes, in_flight, stage_memory
-from mindformers.simulate.plan import advice, compile_stages, devices_of_rank_table, fits, parse_memory, worst
+from mindformers.simulate.memory import activation_bytes, in_flight, stage_memory, weights_of
+from mindformers.simulate.plan import _as_stage, advice, compile_stages, fits, parse_memory, worst
 from mindformers.simulate.plan_report import report
+from mindformers.tools.rank_table import Device, RankTable, Server, write_table
 from tests.helpers import REPO
 
 CLUSTER = [
@@ -117,20 +119,70 @@ def test_wrong_sizes(text: str) -> None:
         parse_memory(text)
 
 
-def test_rank_tables(tmp_path: Path) -> None:
+def test_rank_table_is_counted_with_the_schema_of_the_launcher(tmp_path: Path) -> None:
     path = tmp_path / "table.json"
-    servers = [{"device": [{"rank_id": str(4 * s + d)} for d in range(4)]} for s in range(2)]
-    path.write_text(json.dumps({"server_list": servers}), encoding="utf-8")
-    assert devices_of_rank_table(str(path)) == 8
-    path.write_text(json.dumps({"server_list": [servers[0], servers[0]]}), encoding="utf-8")
-    with pytest.raises(ConfigError, match="each once"):
-        devices_of_rank_table(str(path))
-    for text in ("", "[]", '{"server_list": 3}'):
-        path.write_text(text, encoding="utf-8")
-        with pytest.raises(ConfigError, match="not a table"):
-            devices_of_rank_table(str(path))
-    with pytest.raises(ConfigError, match="cannot be read"):
-        devices_of_rank_table(str(tmp_path / "absent.json"))
+    servers = [
+        Server(f"10.0.0.{s}", tuple(Device(d, f"192.168.{s}.{d}", 8 * s + d) for d in range(8))) for s in range(2)
+    ]
+    write_table(RankTable(tuple(servers)), path)
+    parser = argparse.ArgumentParser()
+    plan_arguments(parser)
+    cfg = configured(parser.parse_args(["run_llama2_7b", "--rank-table", str(path)]))
+    assert cfg.parallel_config.ranks == 16
+    path.write_text(path.read_text(encoding="utf-8").replace("10.0.0.1", "10.0.0.0"), encoding="utf-8")
+    with pytest.raises(ConfigError, match="10.0.0.0"):
+        configured(parser.parse_args(["run_llama2_7b", "--rank-table", str(path)]))
+
+
+def test_messages_of_equal_stages_and_of_all_ranks() -> None:
+    """A group of all ranks stays that of all ranks, whatever its name; the same ranks make one line."""
+    common = {"operation": "AllReduce", "count": 2, "bytes": 10, "everybody": False}
+    messages = [
+        common | {"ranks": [2, 3], "per_micro_batch": True},
+        common | {"ranks": [2, 3], "per_micro_batch": False},
+        common | {"ranks": list(range(8)), "per_micro_batch": False},
+        common | {"ranks": list(range(8)), "per_micro_batch": False, "everybody": True},
+    ]
+    assert _as_stage({"communication": messages}, 2, 3.0, 8)["communication"] == [
+        {"operation": "AllReduce", "ranks": [4, 5], "count": 8, "bytes": 40},
+        {"operation": "AllReduce", "ranks": list(range(8)), "count": 4, "bytes": 20},
+    ]
+
+
+@pytest.fixture(scope="module")
+def adapted() -> tuple:
+    """The same layout with adapters on all linear layers, and its plans."""
+    cfg = load_config("run_llama2_tiny_lora", CLUSTER)
+    return cfg, compile_stages(cfg, 2, None, lambda line: None)
+
+
+def test_adapters_alone_have_gradients_and_moments(adapted: tuple) -> None:
+    cfg, plans = adapted
+    for stage, plan in enumerate(plans):
+        expected = stage_memory(cfg, stage)
+        assert plan.weight_bytes == expected.parameters
+        assert plan.state_bytes == expected.optimizer > 0
+        trained = [weight for weight in weights_of(cfg, stage) if weight.trained]
+        assert {weight.name for weight in trained} == {
+            name for name in plan.compiled["parameters"] if name.startswith("model.") and "lora" in name
+        }
+        assert expected.gradients < expected.parameters
+
+
+@pytest.mark.parametrize("name", [f"run_llama2_{name}" for name in (
+    "7b", "7b_910b", "7b_910b_finetune", "7b_lora_910b", "13b", "13b_910b", "13b_910b_finetune", "13b_lora_910b", "70b",
+    "70b_910b", "70b_910b_finetune")])  # fmt: skip
+def test_shipped_layouts_fit_their_devices(name: str) -> None:
+    cfg = load_config(name)
+    assert fits(worst(cfg), parse_memory(cfg.context.max_device_memory))
+
+
+def test_recomputed_gathering_keeps_one_layer_beside_embedding_and_head() -> None:
+    cfg = load_config("run_llama2_7b_910b")
+    layer, ends = 4 * 4096**2 + 3 * 4096 * 11008 + 2 * 4096, 2 * 32000 * 4096 + 4096
+    expected = (layer + ends) * 2 * 7 // 8
+    small = 2 * (2 * 4096 + 4096) * 7 // 8  # norms are below the threshold and stay whole
+    assert expected - small <= stage_memory(cfg, 0).gathered <= expected
 
 
 def test_first_stages_hold_more_micro_batches() -> None:

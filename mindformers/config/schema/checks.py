@@ -184,6 +184,30 @@ def working_layouts(cfg: "RunConfig", ranks: int, count: int = 3) -> list[str]:
     return [text for _, text in sorted(found)[:count]]
 
 
+def fill_ranks(cfg: "RunConfig", ranks: int) -> str | None:
+    """Let a ``data_parallel`` that is left at 1 take the ranks that the rest of the layout does not use.
+
+    For prediction, which has no data parallelism, a ``model_parallel`` left at 1 takes them.
+
+    Args:
+        cfg: the config; its ``parallel_config`` is replaced.
+        ranks: how many there are.
+
+    Returns:
+        What was changed, as a text for the user; None when nothing was.
+    """
+    layout = cfg.parallel_config
+    key = "model_parallel" if cfg.run_mode == "predict" else "data_parallel"
+    if not _is_split(cfg) or getattr(layout, key) != 1 or layout.ranks == ranks or ranks % layout.ranks:
+        return None
+    cfg.parallel_config = layout.model_copy(update={key: ranks // layout.ranks})
+    new = cfg.parallel_config
+    return (
+        f"parallel_config.{key}: {ranks // layout.ranks} instead of 1, to use all {ranks} ranks "
+        f"({new.data_parallel} data * {new.model_parallel} model * {new.pipeline_stage} pipeline)"
+    )
+
+
 def rank_findings(cfg: "RunConfig", ranks: int, source: str) -> Iterator[Finding]:
     """The layout must use every rank.
 

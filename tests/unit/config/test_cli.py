@@ -185,7 +185,7 @@ def test_config_is_found_from_anywhere(tmp_path, monkeypatch):
 
 def test_ranks_come_from_the_launcher(command, monkeypatch):
     monkeypatch.setenv("RANK_SIZE", "2")
-    assert "RANK_SIZE) is 2" in lines_of(command, "--use_parallel", "True")[0]
+    assert "RANK_SIZE) is 2" in lines_of(command, "--use_parallel", "True", "--parallel_config.data_parallel", "3")[0]
     monkeypatch.setenv("RANK_SIZE", "")
     command("--use_parallel", "True")
 

@@ -144,6 +144,27 @@ def test_ranks_must_all_be_used(tmp_path):
     load_config(path, ["parallel.parallel_mode=0"], ranks=8)
 
 
+@pytest.mark.parametrize(
+    ("given", "layout"),
+    [
+        ([], (4, 1, 1)),
+        (["parallel_config.model_parallel=2"], (2, 2, 1)),
+        (["run_mode=predict", "load_checkpoint=x"], (1, 4, 1)),
+    ],
+)
+def test_ranks_left_over_are_used_and_said(tmp_path, given, layout):
+    cfg = load_config(write(tmp_path, SMALL + "use_parallel: True\n"), given, ranks=4)
+    found = cfg.parallel_config
+    assert (found.data_parallel, found.model_parallel, found.pipeline_stage) == layout
+    assert any("instead of 1, to use all 4 ranks" in warning for warning in cfg.warnings)
+    assert not load_config(write(tmp_path, SMALL + "use_parallel: True\n"), ranks=1).warnings
+
+
+def test_ranks_that_do_not_divide_are_a_problem(tmp_path):
+    path = write(tmp_path, SMALL + "use_parallel: True\nparallel_config: {model_parallel: 2}\n")
+    assert "1 * 2 * 1 = 2, but the number of processes (RANK_SIZE) is 3" in problems(path, ranks=3)[0]
+
+
 def test_a_wrong_value_does_not_hide_the_other_rules(tmp_path):
     path = write(tmp_path, SMALL + "seed: x\noptimizr: 3\n")
     found = problems(path, ["model.model_config.num_heads=5"])

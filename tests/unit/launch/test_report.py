@@ -39,6 +39,7 @@ def test_tail_leaves_out_notices_and_progress_bars(tmp_path):
             "npu-smi",
         ),
         ("EI0006: Getting socket times out. Reason: Remote Rank did not send the data in time.", "first error"),
+        ("EI0002: The wait execution of the Notify register times out. Reason: ...", "HCCL_EXEC_TIMEOUT"),
         ("RuntimeError: Allocate memory failed", "batch_size"),
         ("OSError: [Errno 28] No space left on device", "disk"),
         ("libascendcl.so: cannot open shared object file", "CANN"),
