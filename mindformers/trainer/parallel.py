@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run does differently when the compiler splits its network over ranks (semi-auto and auto parallel)."""
 
+from typing import Any
+
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
@@ -13,9 +15,15 @@ from mindformers.wrapper import MFTrainOneStepCell
 
 
 def parallel_section(cfg: RunConfig) -> ParallelSection:
-    """Section ``parallel`` with the number of pipeline stages, which a YAML gives in ``parallel_config``."""
-    stages = cfg.parallel_config.pipeline_stage
-    return cfg.parallel.model_copy(update={"pipeline_stages": stages}) if stages > 1 else cfg.parallel
+    """Section ``parallel`` with what a YAML gives elsewhere: the number of pipeline stages, and whether weights that the
+    parallel optimizer cuts are gathered again for the backward pass."""
+    changes: dict[str, Any] = {}
+    if cfg.parallel_config.pipeline_stage > 1:
+        changes["pipeline_stages"] = cfg.parallel_config.pipeline_stage
+    if cfg.parallel.enable_parallel_optimizer and cfg.recompute_config.parallel_optimizer_comm_recompute:
+        details = cfg.parallel.parallel_optimizer_config
+        changes["parallel_optimizer_config"] = details.model_copy(update={"optimizer_level": "level3"})
+    return cfg.parallel.model_copy(update=changes)
 
 
 def split_records(cfg: RunConfig) -> int:

@@ -21,6 +21,11 @@ class ParallelOptimizerConfig(Section):
     optimizer_weight_shard_size: int | None = Field(
         None, ge=-1, description="Ranks one optimizer state is spread over; all of them if absent or -1."
     )
+    optimizer_level: Literal["level1", "level2", "level3"] | None = Field(
+        None,
+        description="level1 shards weights and optimizer state, level2 gradients too, level3 also gathers the weights "
+        "anew in the backward pass (as recompute_config.parallel_optimizer_comm_recompute sets it).",
+    )
 
 
 class StrategyCkptConfig(Section):
@@ -79,7 +84,7 @@ class TransformerRecomputeConfig(Section):
     recompute: bool = Field(False, description="Recompute every decoder layer.")
     select_recompute: bool = Field(False, description="Recompute only the cheap, large activations of a layer.")
     parallel_optimizer_comm_recompute: bool = Field(
-        False, description="Gather sharded weights again in the backward pass."
+        False, description="Gather weights sharded by the parallel optimizer again in the backward pass (its level3)."
     )
     mp_comm_recompute: bool = Field(True, description="Recompute model parallel communication as well.")
     recompute_slice_activation: bool = Field(False, description="Keep the recomputation's inputs sliced over ranks.")
@@ -117,7 +122,9 @@ class TransformerOpParallelConfig(Section):
     vocab_emb_dp: bool = Field(
         True, description="Keep the whole embedding on each rank; False splits it over model_parallel."
     )
-    gradient_aggregation_group: PositiveInt = Field(4, description="Layers whose gradients are exchanged together.")
+    gradient_aggregation_group: PositiveInt = Field(
+        4, description="Messages the gradients of all layers are put into (with one pipeline stage)."
+    )
     optimizer_shard: bool | None = inert(None, "sharded optimizer", "use parallel.enable_parallel_optimizer")
     recompute: TransformerRecomputeConfig = Field(
         default_factory=TransformerRecomputeConfig,

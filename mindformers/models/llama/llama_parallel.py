@@ -76,7 +76,6 @@ def apply_recompute(network: nn.Cell, recompute_config: Any, slices: int = 1) ->
             _recompute_dropout(network)
         options = {
             "mp_comm_recompute": recompute_config.mp_comm_recompute,
-            "parallel_optimizer_comm_recompute": recompute_config.parallel_optimizer_comm_recompute,
             "recompute_slice_activation": recompute_config.recompute_slice_activation and slices > 1,
         } if whole else {}
     if recompute_config is None or not (whole or recompute_config.select_recompute):
