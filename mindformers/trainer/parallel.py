@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run does differently when the compiler splits its network over ranks (semi-auto and auto parallel)."""
 
-from typing import Any
-
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
@@ -15,15 +13,20 @@ from mindformers.wrapper import MFTrainOneStepCell
 
 
 def parallel_section(cfg: RunConfig) -> ParallelSection:
-    """Section ``parallel`` with what a YAML gives elsewhere: the number of pipeline stages, and whether weights that the
-    parallel optimizer cuts are gathered again for the backward pass."""
-    changes: dict[str, Any] = {}
-    if cfg.parallel_config.pipeline_stage > 1:
-        changes["pipeline_stages"] = cfg.parallel_config.pipeline_stage
-    if cfg.parallel.enable_parallel_optimizer and cfg.recompute_config.parallel_optimizer_comm_recompute:
-        details = cfg.parallel.parallel_optimizer_config
-        changes["parallel_optimizer_config"] = details.model_copy(update={"optimizer_level": "level3"})
-    return cfg.parallel.model_copy(update=changes)
+    """Section ``parallel`` with the number of pipeline stages, which a YAML gives in ``parallel_config``."""
+    stages = cfg.parallel_config.pipeline_stage
+    return cfg.parallel.model_copy(update={"pipeline_stages": stages}) if stages > 1 else cfg.parallel
+
+
+def gather_weights_again(cfg: RunConfig) -> None:
+    """With ``parallel_optimizer_comm_recompute``: weights that the parallel optimizer cuts are gathered once more for
+    the backward pass instead of being kept; after the parallel context is set, before anything is compiled.
+
+    What ``Cell.recompute`` took for it has no effect in MindSpore 2.10; a level of the parallel optimizer does it.
+    """
+    wanted = cfg.recompute_config.parallel_optimizer_comm_recompute and cfg.parallel.enable_parallel_optimizer
+    if wanted and is_split():  # alone: beside other settings of the optimizer MindSpore refuses it
+        ms.set_auto_parallel_context(parallel_optimizer_config={"optimizer_level": "level3"})
 
 
 def split_records(cfg: RunConfig) -> int:

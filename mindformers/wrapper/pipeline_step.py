@@ -7,7 +7,7 @@ import mindspore as ms
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.nn.wrap.cell_wrapper import _VirtualDatasetCell
 
-from mindformers.core.parallel_context import stage_ranks
+from mindformers.core.parallel_context import is_split, stage_ranks
 from mindformers.registry import MindFormerModuleType, MindFormerRegister
 from mindformers.wrapper.train_step import MFTrainOneStepCell
 
@@ -50,7 +50,8 @@ class MFPipelineWithLossScaleCell(MFTrainOneStepCell):
     Args:
         network: as for MFTrainOneStepCell; it has ``loss_and_count`` and ``num_label_tokens``.
         optimizer, use_clip_grad, max_grad_norm, scale_sense: as for MFTrainOneStepCell.
-        micro_batch_num: parts the batch is cut into, at least the number of stages.
+        micro_batch_num: parts the batch is cut into, at least the number of stages. With one stage they follow each
+            other on one device, and the step is that of MFTrainOneStepCell.
 
     Outputs are those of MFTrainOneStepCell, the same on every stage. Gradients of the micro batches are added in
     ``accu_grads.<parameter>`` and belong to (sum of all losses) / (number of label tokens).
@@ -66,8 +67,9 @@ class MFPipelineWithLossScaleCell(MFTrainOneStepCell):
         micro_batch_num: int = 1,
     ) -> None:
         super().__init__(network, optimizer, use_clip_grad, max_grad_norm, scale_sense)
+        pipeline = nn.PipelineCell(_SummedLoss(network), micro_batch_num)
         # the virtual dataset marks where the pipeline's inputs begin; without it, where any use of them begins
-        self.pipeline = _VirtualDatasetCell(nn.PipelineCell(_SummedLoss(network), micro_batch_num))
+        self.pipeline = _VirtualDatasetCell(pipeline) if is_split() else pipeline
         self.pipeline.set_grad()
         self.accu_grads = self.weights.clone(prefix="accu_grads", init="zeros")
         self.grad = ops.GradOperation(get_by_list=True, sens_param=True)

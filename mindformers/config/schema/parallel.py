@@ -21,11 +21,6 @@ class ParallelOptimizerConfig(Section):
     optimizer_weight_shard_size: int | None = Field(
         None, ge=-1, description="Ranks one optimizer state is spread over; all of them if absent or -1."
     )
-    optimizer_level: Literal["level1", "level2", "level3"] | None = Field(
-        None,
-        description="level1 shards weights and optimizer state, level2 gradients too, level3 also gathers the weights "
-        "anew in the backward pass (as recompute_config.parallel_optimizer_comm_recompute sets it).",
-    )
 
 
 class StrategyCkptConfig(Section):
@@ -84,7 +79,7 @@ class TransformerRecomputeConfig(Section):
     recompute: bool = Field(False, description="Recompute every decoder layer.")
     select_recompute: bool = Field(False, description="Recompute only the cheap, large activations of a layer.")
     parallel_optimizer_comm_recompute: bool = Field(
-        False, description="Gather weights sharded by the parallel optimizer again in the backward pass (its level3)."
+        False, description="Gather weights sharded by the parallel optimizer again in the backward pass."
     )
     mp_comm_recompute: bool = Field(True, description="Recompute model parallel communication as well.")
     recompute_slice_activation: bool = Field(False, description="Keep the recomputation's inputs sliced over ranks.")

@@ -173,7 +173,8 @@ def _shard_adapter(linear: LoRADense, inputs: tuple, rows: int, results: tuple) 
     dropout = linear.dropped.dropout
     for operation in (dropout.stretch, dropout.shift):
         operation.shard(((1,), (1,)))
-    dropout.wrap.shard(((1,), ()))
+    for operation in (dropout.wrap_index, dropout.wrap):
+        operation.shard(((1,), ()))
     dropout.gather.shard(((1, inputs[1]), (inputs[0],)))
     dropout.mul.shard((inputs, inputs))
 
