@@ -1,12 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Package metadata, dependencies and the copy of the configs that travels in the wheel."""
+"""Package metadata, dependencies, the copy of the configs that travels in the wheel, and the native kernels."""
 
+import importlib.util
+import os
 import re
 import shutil
+import sys
 from pathlib import Path
+from types import ModuleType
 
 from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
+
+try:
+    from setuptools.command.bdist_wheel import bdist_wheel
+except ImportError:  # setuptools before 70.1
+    from wheel.bdist_wheel import bdist_wheel
 
 ROOT = Path(__file__).resolve().parent
 
@@ -48,12 +57,30 @@ def read_version() -> str:
     return match.group(1)
 
 
+def load_native_build() -> ModuleType:
+    """mindformers/native/build.py, without importing the package."""
+    path = ROOT / "mindformers" / "native" / "build.py"
+    spec = importlib.util.spec_from_file_location("native_build", path)
+    module = sys.modules["native_build"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+NATIVE = load_native_build()
+
+
+def builds_native() -> bool:
+    """Whether the native kernels are compiled: on Linux, with a compiler, unless MINDFORMERS_NATIVE=0."""
+    return sys.platform == "linux" and os.environ.get("MINDFORMERS_NATIVE") != "0" and bool(NATIVE.find_compiler())
+
+
 class BuildWithConfigs(build_py):
-    """Build the modules and put configs/ beside them as mindformers/_configs."""
+    """Build the modules, put configs/ beside them as mindformers/_configs, and compile the native kernels."""
 
     def run(self) -> None:
         """Copy the files of configs/ after the modules; an editable install reads configs/ where it lies."""
         super().run()
+        self._native()
         if self.editable_mode:
             return
         target = Path(self.build_lib) / "mindformers" / "_configs"
@@ -62,6 +89,37 @@ class BuildWithConfigs(build_py):
             copy = target / source.relative_to(ROOT / "configs")
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, copy)
+
+    def _native(self) -> None:
+        """Compile into the build, or beside the sources of an editable install. A failure is a note: they are extra."""
+        own = NATIVE.package_library()
+        target = own if self.editable_mode else Path(self.build_lib) / "mindformers" / "native" / NATIVE.LIBRARY_NAME
+        if NATIVE.is_current(own):
+            if target != own:
+                shutil.copyfile(own, target)
+            return
+        target.unlink(missing_ok=True)
+        if not builds_native():
+            print("note: native CPU kernels are not built (no C++ compiler, not Linux, or MINDFORMERS_NATIVE=0)")
+            return
+        try:
+            NATIVE.build(target)
+        except NATIVE.BuildError as error:
+            print(f"note: native CPU kernels are not built: {error}", file=sys.stderr)
+
+
+class WheelOfPlatform(bdist_wheel):
+    """A wheel that holds the native kernels fits any Python of its platform; without them it fits every platform."""
+
+    def finalize_options(self) -> None:
+        """Pure Python unless the kernels are built."""
+        super().finalize_options()
+        self.root_is_pure = not builds_native()
+
+    def get_tag(self) -> tuple[str, str, str]:
+        """Python, ABI, platform: the kernels' library knows nothing of Python."""
+        python, abi, platform = super().get_tag()
+        return (python, abi, platform) if self.root_is_pure else ("py3", "none", platform)
 
 
 setup(
@@ -73,8 +131,8 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10,<3.13",
     packages=find_packages(include=["mindformers", "mindformers.*"]),
-    package_data={"mindformers.serve": ["page.html"]},
-    cmdclass={"build_py": BuildWithConfigs},
+    package_data={"mindformers.serve": ["page.html"], "mindformers.native": ["src/*.cc", "src/*.h"]},
+    cmdclass={"build_py": BuildWithConfigs, "bdist_wheel": WheelOfPlatform},
     install_requires=[
         "mindspore==2.10.*",
         "numpy>=1.26,<2",  # MindSpore 2.10's C++ side fails to start its array support under NumPy 2

@@ -88,6 +88,11 @@ def sources_hash() -> str:
     return digest.hexdigest()[:16]
 
 
+def is_current(path: Path) -> bool:
+    """Whether the file is a library built from the sources as they are now."""
+    return path.is_file() and sources_hash().encode() in path.read_bytes()
+
+
 def find_compiler() -> list[str] | None:
     """The C++ compiler as a command: the environment variable CXX, else c++, g++ or clang++ on PATH; None without."""
     given = os.environ.get("CXX")
