@@ -255,5 +255,7 @@ def test_configs_travel_in_the_build(tmp_path):
     built = tmp_path / "mindformers" / "_configs"
     assert {path.relative_to(built) for path in built.rglob("*") if path.is_file()} == shipped
     assert (tmp_path / "mindformers" / "serve" / "page.html").is_file()
+    sources = {path.name for path in (PACKAGE / "native" / "src").iterdir()}
+    assert {path.name for path in (tmp_path / "mindformers" / "native" / "src").iterdir()} == sources
     modules = {path.relative_to(REPO) for path in PACKAGE.rglob("*.py")}
     assert {path.relative_to(tmp_path) for path in tmp_path.rglob("*.py")} == modules
