@@ -41,6 +41,7 @@ def open_source(
     prefix: str | None = None,
     workers: int = 2,
     check: bool = True,
+    step: int | None = None,
 ) -> Opened:
     """Open a checkpoint of any form.
 
@@ -51,6 +52,7 @@ def open_source(
         prefix: of a folder, only checkpoints of this prefix.
         workers: files proven to be whole at the same time.
         check: compare files with the checksums in their manifests.
+        step: of a folder, the optimizer step to take; None takes the newest that is complete.
 
     Raises:
         CheckpointError: nothing there, files are damaged or do not belong together, or the strategy does not fit.
@@ -63,11 +65,13 @@ def open_source(
                 f"{path} has no rank_N folders, so it is one whole checkpoint, but a strategy is given for it "
                 f"({strategy}): leave that out"
             )
+        if step is not None:
+            raise CheckpointError(f"{path} has no rank_N folders to look for step {step} in: name the file itself")
         found = resolve_checkpoint(path)
         if not foreign_kind(found):
             sound_checkpoint(found, check)
         return Opened(WholeSource(found), [found], _run_fields(found))
-    files = select_files(path, prefix)
+    files = select_files(path, prefix, step)
     recorded = _recorded_layout(files)
     if strategy is None and recorded is None and len(files) > 1:
         raise CheckpointError(
