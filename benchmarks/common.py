@@ -185,9 +185,9 @@ def emit(record: dict[str, Any], path: str | None = None) -> None:
 
 def peak_memory_mb() -> float:
     """Largest resident size of this process so far."""
-    import resource
+    from mindformers.tools.utils import peak_memory_bytes
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return peak_memory_bytes() / 2**20
 
 
 def read_bandwidth(megabytes: int = 256, repeats: int = 3) -> float:
