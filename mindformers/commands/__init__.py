@@ -31,6 +31,7 @@ TABLE: dict[str, tuple[str, str, str]] = {
     "plan": ("compile a layout for a cluster on this machine; memory, communication, verdict", "plan", "PLAN"),
     "cp": ("copy a config, complete, to a file of your own", "configs", "CP"),
     "rank-table": ("explain rank tables; exit code 2 when one has a problem", "rank_table", "RANK_TABLE"),
+    "native": ("build the native CPU kernels, or say what is used", "native", "NATIVE"),
     "eval": ("run tasks of lm-evaluation-harness on a model", "evaluate", "EVAL"),
 }
 

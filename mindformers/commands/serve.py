@@ -8,6 +8,7 @@ import socket
 import time
 
 from mindformers.commands import Command
+from mindformers.commands.interrupts import Interrupts
 from mindformers.errors import ConfigError
 
 _KEY_VARIABLE = "MINDFORMERS_API_KEY"
@@ -37,6 +38,11 @@ def run(args: argparse.Namespace) -> int:
     """
     _check(args)
     listener = _listen(args.host, args.port)  # a port that is taken is said before a model is loaded
+    with Interrupts():  # before MindSpore is imported
+        return _serve(args, listener)
+
+
+def _serve(args: argparse.Namespace, listener: socket.socket) -> int:
     import uvicorn
 
     from mindformers.commands.chat_model import load_partner, speaks_llama2

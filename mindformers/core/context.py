@@ -32,6 +32,7 @@ from mindformers.core.context_config import (
     check_keys,
 )
 from mindformers.errors import ConfigError, DeviceError
+from mindformers.native import library
 from mindformers.tools.logger import get_logger
 from mindformers.tools.utils import get_output_root_path
 
@@ -144,6 +145,7 @@ def init_context(
     _report_unused(options, explicit, target)
     _set_environment(options, target, root)
     _set_runtime(options)
+    library.configure(bool(options.get("native_kernels")), int(options.get("runtime_num_threads") or 0))
     if target != "CPU":
         _set_memory(options)
     if target == "Ascend":

@@ -25,7 +25,7 @@ GONE = (
     "enable_reduce_precision", "enable_sparse", "env_config_path", "grad_for_scalar", "print_file_path",
     "profiling_options", "reserve_class_name_in_scope", "save_dump_path", "variable_memory_max_size",
 )  # fmt: skip
-# Keys another module reads from the config.
+# Passed on to mindformers.native.
 ELSEWHERE = ("native_kernels",)
 # Without effect on CPU, where memory comes from malloc and the compiler has no graph kernels.
 NOT_ON_CPU = (

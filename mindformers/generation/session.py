@@ -14,6 +14,7 @@ from mindspore.common.initializer import initializer
 
 from mindformers.generation.sampling import Choice, TokenChooser
 from mindformers.modules.dtypes import to_ms_dtype
+from mindformers.modules.kernels import activation_type
 from mindformers.modules.kv_cache import new_cache
 
 __all__ = ["DecodeSession", "OftenCalled", "session_for", "window"]
@@ -122,7 +123,7 @@ class DecodeSession:
         self.vocab_size = config.vocab_size
         self.fingerprint = _fingerprint(model)
         self._shape = (config.num_layers, batch_size, config.num_kv_heads, length, config.head_dim)
-        self._dtype = to_ms_dtype(config.compute_dtype)
+        self._dtype = activation_type(to_ms_dtype(config.compute_dtype))
         self._caches: tuple | None = None
         self._position: Parameter | None = None
         self._graphs: dict[tuple[str, Choice], nn.Cell] = {}
@@ -150,11 +151,11 @@ class DecodeSession:
         self._rows = (filled, lengths.copy())
         return self._graph("full", choice)(Tensor(filled), Tensor(lengths), controls)
 
-    def step(self, tokens: Tensor, choice: Choice, controls: Tensor) -> Tensor:
+    def step(self, tokens: Tensor | np.ndarray, choice: Choice, controls: Tensor) -> Tensor:
         """Append one token to each row and choose the next.
 
         Args:
-            tokens: int32 (B, 1), usually what the last call returned.
+            tokens: int32 (B, 1), what the last call returned, or what the host made of it.
             choice: as given to start.
             controls: fp32 (B, 5).
 
@@ -162,10 +163,12 @@ class DecodeSession:
             As start.
         """
         if self._rows is None:
+            tokens = tokens if isinstance(tokens, Tensor) else Tensor(tokens)
             return self._graph("step", choice)(tokens, controls)
+        tokens = tokens.asnumpy() if isinstance(tokens, Tensor) else tokens
         filled, lengths = self._rows
         inside = np.minimum(lengths, self.length - 1)
-        filled[np.arange(self.batch_size), inside] = tokens.asnumpy()[:, 0]
+        filled[np.arange(self.batch_size), inside] = tokens[:, 0]
         lengths[:] = np.minimum(lengths + 1, self.length)
         return self._graph("full", choice)(Tensor(filled), Tensor(lengths), controls)
 

@@ -112,11 +112,13 @@ class _Rows:
     def __post_init__(self) -> None:
         self.new: list[list[int]] = [[] for _ in self.prompts]
         self.open = [True] * len(self.prompts)
+        self._ids = [np.resize(prompt, limit) for prompt, limit in zip(self.prompts, self.limits, strict=True)]
 
     def append(self, tokens: Sequence[int]) -> None:
         """Add one token to every row that is not finished."""
         for i, token in enumerate(tokens):
             if self.open[i]:
+                self._ids[i][len(self.prompts[i]) + len(self.new[i])] = token
                 self.new[i].append(token)
                 full = len(self.prompts[i]) + len(self.new[i]) >= self.limits[i]
                 ended = token in self.eos or (self.stop is not None and self.stop(self.new[i]))
@@ -124,7 +126,7 @@ class _Rows:
 
     def sequence(self, i: int) -> np.ndarray:
         """Row i so far, int32 (n,)."""
-        return np.concatenate([self.prompts[i], np.asarray(self.new[i], np.int32)])
+        return self._ids[i][: len(self.prompts[i]) + len(self.new[i])].copy()
 
     def sequences(self) -> list[np.ndarray]:
         """All rows."""
@@ -184,17 +186,20 @@ class _Run:
         uniform = np.minimum(uniform, _BELOW_ONE)
         return uniform, Tensor(self._controls(uniform)) if self.choice.draws else self.constant
 
-    def _take(self, result: Tensor, uniform: np.ndarray | None) -> Tensor:
-        """Record the tokens of a result; return them as the device tensor of the next step."""
+    def _take(self, result: Tensor | np.ndarray, uniform: np.ndarray | None) -> Tensor | np.ndarray:
+        """Record the tokens of a result; return them, (B, 1), where they are: on the device, or where it was chosen."""
+        array = result.asnumpy() if isinstance(result, Tensor) else result
         if self.processors is not None:
-            result = Tensor(self._choose_on_host(result.asnumpy(), uniform)[:, None])
-        tokens = result.asnumpy()[:, 0].tolist()
+            result = array = self._choose_on_host(array, uniform)[:, None]
+        tokens = array[:, 0].tolist()
         self.rows.append(tokens)
         self._stream(np.array(tokens[:1], np.int32))
         return result
 
     def _choose_on_host(self, logits: np.ndarray, uniform: np.ndarray | None) -> np.ndarray:
-        """int32 (B,) from logits (B, V) through the processors; finished rows get id 0."""
+        """int32 (B,) from logits (B, V) through the processors; the token of a finished row is any."""
+        if not self.processors and uniform is None:
+            return logits.argmax(-1).astype(np.int32)
         chosen = np.zeros(len(logits), np.int32)
         by_rank = self.config.top_k != 0 or self.config.top_p < 1.0
         for i, row_open in enumerate(self.rows.open):

@@ -4,6 +4,7 @@
 Both offer ``input_shapes(kind)`` and ``run(kind, *arrays)``, where kind is ``prefill``, ``increment`` or ``full``.
 """
 
+import functools
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from mindformers.inference.mindir_files import input_shapes
 __all__ = ["Backend", "LiteBackend", "MindSporeBackend", "open_backend"]
 
 BACKENDS = ("ms", "mslite")
+_SMALL_INPUT = 64  # bytes
 
 
 class Backend(Protocol):
@@ -77,6 +79,7 @@ class MindSporeBackend:
             """A graph of a MindIR file that is launched once per token."""
 
         self._tensor = ms.Tensor
+        self._small = functools.lru_cache(maxsize=4096)(self._new_small)
         self._files = dict(files)
         self._graphs: dict[str, nn.Cell] = {}
         shared: dict[str, ms.Parameter] = {}
@@ -99,7 +102,17 @@ class MindSporeBackend:
 
     def run(self, kind: str, *inputs: np.ndarray) -> np.ndarray:
         """The graph's first output, the logits."""
-        return self._graphs[kind](*(self._tensor(array) for array in inputs))[0].asnumpy()
+        return self._graphs[kind](*map(self._as_tensor, inputs))[0].asnumpy()
+
+    def _as_tensor(self, array: np.ndarray) -> Any:
+        """An array as an input. Positions, flags and single tokens come again and again: they are kept as Tensors that
+        have been on the device already."""
+        if array.nbytes > _SMALL_INPUT:
+            return self._tensor(array)
+        return self._small(array.tobytes(), array.dtype.str, array.shape)
+
+    def _new_small(self, data: bytes, dtype: str, shape: tuple[int, ...]) -> Any:
+        return self._tensor(np.frombuffer(data, dtype).reshape(shape))
 
 
 class LiteBackend:

@@ -117,7 +117,8 @@ def _config(info: PairInfo | None, path: Path, length: int, vocab_size: int | No
 
 
 class _Session:
-    """The calls of one generation, as :class:`~mindformers.generation.session.DecodeSession` makes them."""
+    """The calls of one generation, as :class:`~mindformers.generation.session.DecodeSession` makes them, in numpy:
+    logits come to the host and tokens are made there, so a Tensor in between would only be a copy."""
 
     host_choice = True  # the graphs end in logits
 
@@ -129,7 +130,9 @@ class _Session:
         self._cached = cached
         self._rows = 0
 
-    def start(self, tokens: np.ndarray, lengths: np.ndarray, choice: Choice, controls: Tensor, cached: bool) -> Tensor:
+    def start(
+        self, tokens: np.ndarray, lengths: np.ndarray, choice: Choice, controls: Tensor, cached: bool
+    ) -> np.ndarray:
         """Take prompts int32 (R, n) of the given lengths; fp32 logits (R, V) of the token after each."""
         self._rows, width = tokens.shape
         self._ids = np.repeat(tokens[:1, :1], self.batch_size, 0).repeat(self.length, 1)
@@ -141,10 +144,10 @@ class _Session:
         position = np.arange(self.batch_size, dtype=np.int32) * self.length + self._lengths - 1
         return self._take(self.backend.run("prefill", self._ids, position, ~FLAG, self._lengths))
 
-    def step(self, tokens: Tensor, choice: Choice, controls: Tensor) -> Tensor:
+    def step(self, tokens: np.ndarray, choice: Choice, controls: Tensor) -> np.ndarray:
         """Append one token to each row, int32 (R, 1); fp32 logits (R, V) of the next."""
         appended = np.zeros((self.batch_size, 1), np.int32)
-        appended[: self._rows] = tokens.asnumpy()
+        appended[: self._rows] = tokens
         # a finished row goes on beside longer ones and must stay inside its own cache
         self._lengths = np.minimum(self._lengths + 1, self.length)
         last = self._lengths - 1
@@ -157,9 +160,9 @@ class _Session:
         """Graphs compiled by this session: they were compiled when they were opened or first run."""
         return 0
 
-    def _full(self) -> Tensor:
+    def _full(self) -> np.ndarray:
         logits = self.backend.run("full", self._ids)
         return self._take(logits[np.arange(self.batch_size), self._lengths - 1])
 
-    def _take(self, logits: np.ndarray) -> Tensor:
-        return Tensor(logits.reshape(self.batch_size, -1)[: self._rows].astype(np.float32, copy=False))
+    def _take(self, logits: np.ndarray) -> np.ndarray:
+        return logits.reshape(self.batch_size, -1)[: self._rows].astype(np.float32, copy=False)

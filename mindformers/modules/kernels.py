@@ -16,9 +16,19 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import initializer
+from mindspore.ops.auto_generate import SiLU
 
 from mindformers.core.context import device_capabilities
+from mindformers.core.parallel_context import is_split
 from mindformers.errors import DeviceError
+from mindformers.modules.native_kernels import (
+    NativeAttention,
+    NativeHeadLoss,
+    NativeProduct,
+    NativeRMSNorm,
+    NativeSwiGLU,
+)
+from mindformers.native import library
 
 _DTYPE_FIELDS = (
     "compute_dtype",
@@ -81,6 +91,19 @@ class FusedRMSNorm(nn.Cell):
         return ops.cast(y, x.dtype)
 
 
+class SwiGLU(nn.Cell):
+    """The gate of the SwiGLU feed-forward, ``silu(gate) * up`` (Shazeer 2020); inputs and output (T, F)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.silu = SiLU()
+        self.mul = ops.Mul()
+
+    def construct(self, gate: Tensor, up: Tensor) -> Tensor:
+        """(T, F) -> (T, F)."""
+        return self.mul(self.silu(gate), up)
+
+
 class PlainAttention(nn.Cell):
     """``softmax(q k^T + mask) v`` with its gradient written by hand, so that no probability is kept for it.
 
@@ -139,21 +162,73 @@ def require_dtypes(config: Any) -> None:
     """
     target = ms.get_context("device_target")
     allowed = device_capabilities(target).compute_dtypes
+    native = use_native_kernels()
     fields = [
-        f"{name}: {value}" for name, value in config.to_dict().items() if name in _DTYPE_FIELDS and value not in allowed
+        f"{name}: {value}"
+        for name, value in config.to_dict().items()
+        if name in _DTYPE_FIELDS
+        and value not in allowed
+        and not (native and name == "compute_dtype" and value == "bfloat16")
     ]
     if fields:
+        hint = ". compute_dtype: bfloat16 needs the native kernels (context.native_kernels: True, docs/native.md)"
         raise DeviceError(
             f"model.model_config.{', '.join(fields)}: MindSpore has no such kernels on {target}. "
             f"Use {' or '.join(sorted(allowed))}, or run with --device_target Ascend"
+            + (hint if target == "CPU" and "compute_dtype: bfloat16" in fields and not native else "")
         )
-
-
-def rms_norm(dim: int, eps: float, compute_type: ms.Type, fused: bool) -> nn.Cell:
-    """The RMSNorm cell of this device: Ascend's kernel when ``fused``, else the plain one."""
-    return (FusedRMSNorm if fused else RMSNorm)(dim, eps, compute_type)
 
 
 def use_fused_kernels() -> bool:
     """True when MindSpore has fused Llama kernels for the current device."""
     return device_capabilities(ms.get_context("device_target")).fused_kernels
+
+
+def use_native_kernels() -> bool:
+    """True when cells built now are those of ``native_kernels``: on CPU, asked for, built, and not split over ranks."""
+    return ms.get_context("device_target") == "CPU" and not is_split() and library.usable()
+
+
+def _has_native_product(compute_type: ms.Type) -> bool:
+    return compute_type in (ms.float32, ms.bfloat16) and use_native_kernels()
+
+
+def activation_type(compute_type: ms.Type) -> ms.Type:
+    """Type of the tensors between products of ``compute_type``: native kernels round to bfloat16 inside."""
+    return ms.float32 if compute_type == ms.bfloat16 and use_native_kernels() else compute_type
+
+
+def product(weight: Parameter, compute_type: ms.Type) -> tuple[Any, ms.Type]:
+    """``x @ weight.T`` as a callable of x and weight, and the type both must be cast to.
+
+    Native kernels without oneDNN's products would be slower than MindSpore's, so these are kept, with one warning.
+    """
+    if _has_native_product(compute_type) and (compute_type == ms.bfloat16 or library.has_onednn()):
+        return NativeProduct(compute_type, lambda: not weight.requires_grad), ms.float32
+    return ops.MatMul(transpose_b=True), compute_type
+
+
+def rms_norm(dim: int, eps: float, compute_type: ms.Type, fused: bool) -> nn.Cell:
+    """The RMSNorm cell of this device: Ascend's kernel when ``fused``, the native or the plain one else."""
+    if compute_type == ms.float32 and use_native_kernels():
+        return NativeRMSNorm(dim, eps)
+    return (FusedRMSNorm if fused else RMSNorm)(dim, eps, compute_type)
+
+
+def swiglu(compute_type: ms.Type) -> nn.Cell:
+    """The gate of the feed-forward for products of ``compute_type``."""
+    return NativeSwiGLU() if _has_native_product(compute_type) else SwiGLU()
+
+
+def rope_attention(compute_type: ms.Type, rotary_type: ms.Type, softmax_type: ms.Type) -> nn.Cell | None:
+    """Rotation and attention in one cell, see ``NativeAttention``; None where the caller has to put them together."""
+    if _has_native_product(compute_type) and rotary_type == softmax_type == ms.float32:
+        return NativeAttention(compute_type)
+    return None
+
+
+def head_loss(weight: Parameter, compute_type: ms.Type) -> nn.Cell | None:
+    """Head and cross entropy in one cell, see ``NativeHeadLoss``; None where the caller has to put them together."""
+    if _has_native_product(compute_type):
+        return NativeHeadLoss(compute_type, lambda: not weight.requires_grad)
+    return None

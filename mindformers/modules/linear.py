@@ -5,6 +5,8 @@ import mindspore as ms
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Normal, initializer
 
+from mindformers.modules.kernels import product
+
 
 class Linear(nn.Cell):
     """``y = x @ weight.T``, weight stored (out, in) as in PyTorch.
@@ -12,7 +14,7 @@ class Linear(nn.Cell):
     Args:
         in_channels: features of the input.
         out_channels: features of the output.
-        compute_dtype: type of the product; input and weight are cast to it.
+        compute_dtype: type of the product; input and weight are rounded to it.
         param_init_type: type the weight is stored in.
         init_std: standard deviation of the normal initialisation.
 
@@ -32,12 +34,11 @@ class Linear(nn.Cell):
         super().__init__()
         self.in_channels = in_channels
         self.out_channels = out_channels
-        self.compute_dtype = compute_dtype
         self.weight = Parameter(
             initializer(Normal(init_std), (out_channels, in_channels), param_init_type), name="weight"
         )
-        self.matmul = ops.MatMul(transpose_b=True)
+        self.matmul, self.compute_dtype = product(self.weight, compute_dtype)
 
     def construct(self, x: Tensor) -> Tensor:
-        """(T, in_channels) -> (T, out_channels) in compute_dtype."""
+        """(T, in_channels) -> (T, out_channels) in the type of activations (compute_dtype but for native kernels)."""
         return self.matmul(ops.cast(x, self.compute_dtype), ops.cast(self.weight, self.compute_dtype))

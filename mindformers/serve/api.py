@@ -23,6 +23,7 @@ from mindformers.serve.errors import ApiError, error_body
 from mindformers.serve.formats import ChatFormat, TextFormat
 from mindformers.serve.metrics import Metrics
 from mindformers.serve.schema import ChatRequest, CompletionRequest, SamplingRequest
+from mindformers.tools.utils import did_you_mean
 
 __all__ = ["build_app"]
 
@@ -119,7 +120,8 @@ def _add_errors(app: FastAPI, metrics: Metrics, api_key: str | None) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        problems = [f"{_where(item['loc'])}: {item['msg']}" for item in error.errors()[:10]]
+        body = ChatRequest if request.url.path.endswith("/chat/completions") else CompletionRequest
+        problems = [_problem(item, body) for item in error.errors()[:10]]
         param = _where(error.errors()[0]["loc"])
         return JSONResponse(error_body("; ".join(problems), "invalid_request_error", param), 400)
 
@@ -132,6 +134,14 @@ def _add_errors(app: FastAPI, metrics: Metrics, api_key: str | None) -> None:
 def _authorised(request: Request, api_key: str) -> bool:
     given = request.headers.get("authorization", "")
     return hmac.compare_digest(given.encode(), f"Bearer {api_key}".encode())
+
+
+def _problem(item: dict[str, Any], body: type[SamplingRequest]) -> str:
+    """What is wrong with one field of a request."""
+    name = _where(item["loc"])
+    if item["type"] == "extra_forbidden":
+        return f"{name}: unknown field.{did_you_mean(name, body.model_fields, 'fields')}"
+    return f"{name}: {'this field is missing' if item['type'] == 'missing' else item['msg']}"
 
 
 def _where(location: tuple) -> str:

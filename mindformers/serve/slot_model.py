@@ -11,6 +11,7 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from mindformers.modules.dtypes import to_ms_dtype
+from mindformers.modules.kernels import activation_type
 from mindformers.modules.kv_cache import new_cache
 
 __all__ = ["SlotModel"]
@@ -64,7 +65,7 @@ class SlotModel:
         self.length = min(length or config.seq_length, config.seq_length)
         self.vocab_size = config.vocab_size
         shape = (config.num_layers, num_slots, config.num_kv_heads, self.length, config.head_dim)
-        dtype = to_ms_dtype(config.compute_dtype)
+        dtype = activation_type(to_ms_dtype(config.compute_dtype))
         caches = (new_cache("slot_key", *shape, dtype), new_cache("slot_value", *shape, dtype), self.length)
         model.set_train(False)
         self._read = _ReadPrompt(model, caches, config.num_kv_heads)

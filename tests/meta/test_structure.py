@@ -26,6 +26,7 @@ ROWS = {
     "mindformers.registry": 0,
     "mindformers.tools": 0,
     "mindformers.tools.register": 0,
+    "mindformers.native": 0,
     "mindformers.model_zoo": 1,
     "mindformers.checkpoint.layout": 1,
     "mindformers.core": 2,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mindformers.config.schema.base import Finding, Section
 from mindformers.config.schema.parallel import layer_stages
+from mindformers.native import library
 from mindformers.tools.utils import nearest
 
 if TYPE_CHECKING:
@@ -183,6 +184,23 @@ def working_layouts(cfg: "RunConfig", ranks: int, count: int = 3) -> list[str]:
     return [text for _, text in sorted(found)[:count]]
 
 
+def without_cache(cfg: "RunConfig") -> str | None:
+    """Turn ``use_past`` off where generation is split over ranks: MindSpore 2.10 finds no strategy for the cut of a
+    cache whose length it does not know ("operator Slice init failed").
+
+    Returns:
+        What was changed, as a text for the user; None when nothing was.
+    """
+    config = cfg.model.config
+    if not (_is_split(cfg) and cfg.run_mode == "predict" and config.use_past):
+        return None
+    config.use_past = False
+    return (
+        f"{_MODEL}.use_past: False instead of True: a cache cannot be split over ranks; the texts are the same, and each "
+        "token takes longer"
+    )
+
+
 def fill_ranks(cfg: "RunConfig", ranks: int) -> str | None:
     """Let a ``data_parallel`` that is left at 1 take the ranks that the rest of the layout does not use.
 
@@ -229,10 +247,13 @@ def _device(cfg: "RunConfig") -> Iterator[Finding]:
     if cfg.context.device_target != "CPU":
         return
     config = cfg.model.config
+    native = library.wanted(cfg.context.native_kernels)
     for key in _DTYPES:
-        if getattr(config, key) == "bfloat16":
+        if getattr(config, key) == "bfloat16" and not (native and key == "compute_dtype"):
             message = "no bfloat16 kernels on CPU; use float32 or float16, or context.device_target Ascend"
-            yield Finding(f"{_MODEL}.{key}", message, ("context.device_target",))
+            if key == "compute_dtype":
+                message += ", or context.native_kernels: True (docs/native.md)"
+            yield Finding(f"{_MODEL}.{key}", message, ("context.device_target", "context.native_kernels"))
     if config.pet_config is not None:
         for key in ("param_init_type", "compute_dtype"):
             if getattr(config.pet_config, key) == "bfloat16":

@@ -79,5 +79,7 @@ class ContextSection(Section):
         description="Ascend precision and tuning keys (precision_mode, jit_compile, ...), passed on as they are.",
     )
     native_kernels: bool = Field(
-        True, description="Use the kernels written for the device where they are built; False takes the plain ops."
+        False,
+        description="Use the native CPU kernels (docs/native.md); the environment variable MINDFORMERS_NATIVE=0 or 1 "
+        "overrides it.",
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, nn, ops
+from mindspore import Parameter, Tensor, nn, ops
 
 from mindformers.core.loss import CrossEntropyLoss
 from mindformers.generation import GeneratorMixin
@@ -18,7 +18,7 @@ from mindformers.models.llama.llama_config import LlamaConfig
 from mindformers.models.llama.llama_layer import LlamaEmbedding, RotaryTables, rotary_frequencies
 from mindformers.models.llama.llama_transformer import LlamaDecodeLayer
 from mindformers.modules.dtypes import to_ms_dtype
-from mindformers.modules.kernels import require_dtypes, rms_norm, use_fused_kernels
+from mindformers.modules.kernels import activation_type, head_loss, require_dtypes, rms_norm, use_fused_kernels
 from mindformers.modules.kv_cache import cache_rows, new_cache
 from mindformers.modules.linear import Linear
 from mindformers.registry import MindFormerModuleType, MindFormerRegister
@@ -41,7 +41,7 @@ class LlamaModel(nn.Cell):
         self.num_kv_heads = config.num_kv_heads
         self.hidden_size = config.hidden_size
         fused = use_fused_kernels()
-        self.compute_dtype = to_ms_dtype(config.compute_dtype)
+        self.compute_dtype = activation_type(to_ms_dtype(config.compute_dtype))
         self.score_dtype = to_ms_dtype(config.softmax_compute_type)
         # -10000 is below every real score yet far from the end of fp16's range
         self.hidden_score = -10000.0 if self.score_dtype == ms.float16 else -1.0e9
@@ -61,6 +61,7 @@ class LlamaModel(nn.Cell):
         )
         self.rotary_tables = RotaryTables(cos, sin, to_ms_dtype(config.rotary_dtype))
         self.layers = nn.CellList([LlamaDecodeLayer(config, fused) for _ in range(config.num_layers)])
+        self.fused_attention = self.layers[0].attention.fused is not None
         self.norm_out = rms_norm(
             config.hidden_size, config.rms_norm_eps, to_ms_dtype(config.layernorm_compute_type), fused
         )
@@ -104,9 +105,11 @@ class LlamaModel(nn.Cell):
         h = ops.reshape(ops.cast(embedded, self.compute_dtype), (-1, self.hidden_size))  # (T, H)
         if read:
             tables = self.rotary_tables.matrices(positions)
+        elif caches is None and self.fused_attention:
+            tables = self.rotary_tables.rows(positions)
         else:
             tables = self.rotary_tables(positions, self.num_heads, self.num_kv_heads)
-        mask = self._spread_mask(visible, b)
+        mask = visible if caches is None and self.fused_attention else self._spread_mask(visible, b)
         if caches is None:
             for layer in self.layers:
                 h = layer(h, tables, mask, b)
@@ -145,7 +148,8 @@ class LlamaForCausalLM(BaseModel, GeneratorMixin):
             "init_std": config.initializer_range,
         }
         self.lm_head = None if self.tied else Linear(config.hidden_size, config.vocab_size, **types)
-        self.head_dtype = types["compute_dtype"]
+        self.head_dtype = activation_type(types["compute_dtype"])
+        self.head_loss = head_loss(self._head_weight(), types["compute_dtype"])
         self.head_matmul = ops.MatMul(transpose_b=True)
         self.positions = Tensor(np.arange(config.seq_length).reshape(1, -1), ms.int32)
         self.first_row = ops.Slice()
@@ -246,6 +250,8 @@ class LlamaForCausalLM(BaseModel, GeneratorMixin):
         if segment_ids is not None:
             segments, mask = self._segments(segment_ids, mask)
         hidden = self._hidden(tokens, position_ids, attention_mask, input_embeds, segments)
+        if self.head_loss is not None:
+            return self.head_loss(hidden, self._head_weight(), targets, mask), self.count(mask)
         return self.loss.total(self._logits(hidden), targets, mask), self.count(mask)
 
     def num_label_tokens(
@@ -342,9 +348,12 @@ class LlamaForCausalLM(BaseModel, GeneratorMixin):
         positions = index if position_ids is None else position_ids
         return self.model(tokens, positions, visible, input_embeds)
 
+    def _head_weight(self) -> Parameter:
+        return self.model.tok_embeddings.embedding_weight if self.tied else self.lm_head.weight
+
     def _logits(self, hidden: Tensor) -> Tensor:
         if self.tied:
-            weight = ops.cast(self.model.tok_embeddings.embedding_weight, self.head_dtype)
+            weight = ops.cast(self._head_weight(), self.head_dtype)
             logits = self.head_matmul(ops.cast(hidden, self.head_dtype), weight)
         else:
             logits = self.lm_head(hidden)

@@ -8,8 +8,8 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Normal, initializer
-from mindspore.ops.auto_generate import SiLU
 
+from mindformers.modules.kernels import swiglu
 from mindformers.modules.linear import Linear
 
 
@@ -101,6 +101,10 @@ class RotaryTables(nn.Cell):
         self.to_matrix = Tensor(_rotation_entries(self.half), rotary_dtype)
         self.matmul = ops.MatMul()
 
+    def rows(self, positions: Tensor) -> Tensor:
+        """int32 (B, S) -> cosines and sines (B, S, D) of the positions, not scaled."""
+        return self.gather(self.table, positions, 0)
+
     def matrices(self, positions: Tensor) -> tuple:
         """Rotations of single positions as matrices, for row vectors: ``x @ matrix``.
 
@@ -181,9 +185,8 @@ class LlamaFeedForward(nn.Cell):
         self.w1 = Linear(hidden_size, intermediate_size, **types)
         self.w2 = Linear(intermediate_size, hidden_size, **types)
         self.w3 = Linear(hidden_size, intermediate_size, **types)
-        self.silu = SiLU()
-        self.mul = ops.Mul()
+        self.gate = swiglu(compute_dtype)
 
     def construct(self, x: Tensor) -> Tensor:
         """(T, H) -> (T, H)."""
-        return self.w2(self.mul(self.silu(self.w1(x)), self.w3(x)))
+        return self.w2(self.gate(self.w1(x), self.w3(x)))

@@ -89,10 +89,9 @@ def apply_recompute(network: nn.Cell, recompute_config: Any, slices: int = 1) ->
         if whole:
             layer.recompute(**options)
         else:
-            for part in (layer.attention.attend, layer.attention_norm, layer.ffn_norm):
+            attention = layer.attention.fused or layer.attention.attend
+            for part in (attention, layer.attention_norm, layer.ffn_norm, layer.feed_forward.gate):
                 part.recompute()
-            layer.feed_forward.silu.recompute()
-            layer.feed_forward.mul.recompute()
 
 
 def _recompute_dropout(network: nn.Cell) -> None:
@@ -145,8 +144,8 @@ def _shard_attention(attention: nn.Cell, dp: int, mp: int) -> None:
 def _shard_feed_forward(feed_forward: nn.Cell, dp: int, mp: int) -> None:
     for linear in (feed_forward.w1, feed_forward.w3):
         _shard_by_outputs(linear, dp, mp)
-    feed_forward.silu.shard(((dp, mp),))
-    feed_forward.mul.shard(((dp, mp), (dp, mp)))
+    feed_forward.gate.silu.shard(((dp, mp),))
+    feed_forward.gate.mul.shard(((dp, mp), (dp, mp)))
 
 
 def _shard_by_outputs(linear: nn.Cell, dp: int, mp: int) -> None:

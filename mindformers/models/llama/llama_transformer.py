@@ -11,7 +11,7 @@ from mindspore import Tensor, nn, ops
 
 from mindformers.models.llama.llama_layer import LlamaFeedForward, RotaryEmbedding
 from mindformers.modules.dtypes import to_ms_dtype
-from mindformers.modules.kernels import PlainAttention, rms_norm
+from mindformers.modules.kernels import PlainAttention, rms_norm, rope_attention
 from mindformers.modules.linear import Linear
 
 
@@ -44,6 +44,9 @@ class LlamaAttention(nn.Cell):
         self.wo = Linear(self.width, config.hidden_size, **types)
         self.rotary = RotaryEmbedding(to_ms_dtype(config.rotary_dtype))
         self.attend = PlainAttention(self.head_dim, to_ms_dtype(config.softmax_compute_type))
+        self.fused = rope_attention(
+            types["compute_dtype"], to_ms_dtype(config.rotary_dtype), to_ms_dtype(config.softmax_compute_type)
+        )
         self.turn = ops.BatchMatMul()
         self.split_heads = ops.Transpose()
         self.merge_heads = ops.Transpose()
@@ -86,8 +89,9 @@ class LlamaAttention(nn.Cell):
 
         Args:
             x: (T, H).
-            tables: rotary tables as made by RotaryTables; its matrices when ``read``.
-            mask: (B, K, G*S, S), additive; (B, K, G*S, L) when ``read``.
+            tables: rotary tables as made by RotaryTables; its matrices when ``read``; without cache its rows when
+                ``fused`` is there.
+            mask: (B, K, G*S, S), additive; (B, K, G*S, L) when ``read``; bool (B or 1, S, S) with the rows.
             batch_size: B.
             cache: key and value caches (B*K*L, D) and the rows (B*K*S,) of the new positions, which are written.
             read: one new position per sequence, S = 1, that attends to everything the cache holds.
@@ -102,6 +106,8 @@ class LlamaAttention(nn.Cell):
             k = ops.cast(ops.reshape(keys, shape), q.dtype)
             v = ops.cast(ops.reshape(values, shape), q.dtype)
             return self.wo(ops.reshape(self.attend(q, k, v, mask), (batch_size, self.width)))
+        if cache is None and self.fused is not None:
+            return self.wo(self.fused(self.wq(x), self.wk(x), self.wv(x), tables, mask))
         q, k, v = self._project(x, tables, batch_size)
         if cache is not None:
             q = ops.depend(q, self._write(k, v, cache))

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m mindformers chat`` as a process: through a pipe, and in a terminal with Ctrl-C."""
+"""``python -m mindformers chat`` and ``serve`` as processes: through a pipe, and in a terminal with Ctrl-C."""
 
+import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -121,3 +124,21 @@ def test_output_folder_of_a_run(model, tmp_path):
     done = subprocess.run(command, cwd=REPO, input=b"the\n", capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr.decode()
     assert b"3 tokens" in done.stderr
+
+
+def test_ctrl_c_ends_the_service(model):
+    command = [*words(model), "--port", "0", "--slots", "1", "--seq_length", "32"]
+    command[3] = "serve"
+    service = subprocess.Popen(command, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        address = next(line.split()[2] for line in service.stdout if "chat page" in line)
+        body = json.dumps({"model": "talker.yaml", "prompt": "the", "max_tokens": 3}).encode()
+        request = urllib.request.Request(address + "v1/completions", body, {"Content-Type": "application/json"})
+        assert urllib.request.urlopen(request, timeout=60).status == 200  # MindSpore's own SIGINT handler is in place
+        service.send_signal(signal.SIGINT)
+        assert service.stdout.read() == "interrupted\n"
+        assert service.wait(timeout=60) == 130
+    finally:
+        service.kill()
+        service.stdout.close()
+        service.wait()

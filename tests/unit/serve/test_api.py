@@ -194,7 +194,7 @@ def test_chat(client, tokenizer, network):
         ({"messages": []}, r"messages: List should have at least 1 item"),
         ({"messages": [{"role": "robot", "content": "x"}]}, r"messages.0.role: Input should be 'system'"),
         ({"messages": [{"role": "user", "content": "x"}], "top_logprobs": 2}, r"top_logprobs needs logprobs"),
-        ({"prompt": "x", "temprature": 0}, r"temprature: Extra inputs are not permitted"),
+        ({"prompt": "x", "temprature": 0}, r"temprature: unknown field. Did you mean 'temperature'\? \(fields: "),
         ({"prompt": "x", "temperature": -1, "top_p": 2}, r"temperature: .*; top_p: "),
         ({"prompt": "x", "stop": ["a", ""]}, r"none of them empty"),
         ({"prompt": "", "max_tokens": 3}, r"prompt"),

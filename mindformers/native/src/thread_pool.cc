@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "thread_pool.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <exception>
+#include <mutex>
+#include <new>
+#include <thread>
+
+#include "custom_op.h"
+
+namespace mf {
+namespace {
+
+constexpr int kMaxThreads = 256;
+constexpr auto kSpin = std::chrono::microseconds(50);  // longer than the gap between two operators of a graph
+
+inline void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// Worker threads around one word: call number (32 bits) | chunks (16) | next chunk (16). A chunk belongs to whoever
+// raises the last field by compare-and-exchange. The call number keeps a late worker from taking a chunk of a call
+// it has not read the function of; the caller leaves only when all chunks are done, so a taken chunk's call is alive.
+class Pool {
+ public:
+  explicit Pool(int workers) {
+    for (int i = 0; i < workers; ++i) {
+      try {
+        std::thread([this] { serve(); }).detach();
+      } catch (const std::exception&) {
+        break;  // the system gives no more threads: the caller takes their chunks
+      }
+    }
+  }
+
+  void run(int chunks, void (*chunk)(void*, int), void* context) {
+    if (busy_.exchange(true, std::memory_order_acquire)) {
+      for (int i = 0; i < chunks; ++i) chunk(context, i);
+      return;
+    }
+    chunk_ = chunk;
+    context_ = context;
+    error_ = nullptr;
+    done_.store(0, std::memory_order_relaxed);
+    ++call_;
+    state_.store(static_cast<uint64_t>(call_) << 32 | static_cast<uint64_t>(chunks) << 16);
+    if (sleepers_.load() > 0) {
+      { std::lock_guard<std::mutex> lock(mutex_); }
+      wake_.notify_all();
+    }
+    take_chunks(call_);
+    for (int spins = 0; done_.load(std::memory_order_acquire) < chunks; ++spins) {
+      if (spins < 2000) {
+        pause();
+      } else {
+        std::this_thread::yield();
+      }
+    }
+    const std::exception_ptr error = error_;
+    busy_.store(false, std::memory_order_release);
+    if (error) std::rethrow_exception(error);
+  }
+
+ private:
+  void take_chunks(uint32_t call) {
+    for (;;) {
+      uint64_t state = state_.load(std::memory_order_acquire);
+      const int chunks = static_cast<int>(state >> 16 & 0xffff);
+      const int next = static_cast<int>(state & 0xffff);
+      if (static_cast<uint32_t>(state >> 32) != call || next >= chunks) return;
+      if (!state_.compare_exchange_weak(state, state + 1, std::memory_order_acq_rel)) continue;
+      try {
+        chunk_(context_, next);
+      } catch (...) {
+        std::lock_guard<std::mutex> lock(mutex_);
+        if (!error_) error_ = std::current_exception();
+      }
+      done_.fetch_add(1, std::memory_order_release);
+    }
+  }
+
+  uint32_t current_call() const { return static_cast<uint32_t>(state_.load(std::memory_order_acquire) >> 32); }
+
+  void serve() {
+    uint32_t last = 0;
+    for (;;) {
+      const auto until = std::chrono::steady_clock::now() + kSpin;
+      while (current_call() == last) {
+        for (int i = 0; i < 64 && current_call() == last; ++i) pause();
+        if (current_call() != last || std::chrono::steady_clock::now() < until) continue;
+        std::unique_lock<std::mutex> lock(mutex_);
+        sleepers_.fetch_add(1);
+        wake_.wait(lock, [&] { return static_cast<uint32_t>(state_.load() >> 32) != last; });
+        sleepers_.fetch_sub(1);
+      }
+      last = current_call();
+      take_chunks(last);
+    }
+  }
+
+  std::atomic<uint64_t> state_{0};
+  std::atomic<int> done_{0};
+  std::atomic<bool> busy_{false};
+  std::atomic<int> sleepers_{0};
+  uint32_t call_ = 0;
+  void (*chunk_)(void*, int) = nullptr;
+  void* context_ = nullptr;
+  std::exception_ptr error_;
+  std::mutex mutex_;
+  std::condition_variable wake_;
+};
+
+// Not OMP_NUM_THREADS: importing MindSpore sets it to 1 for itself. native/library.py reads what the user set.
+int default_threads() {
+  cpu_set_t set;
+  const int cores = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
+  return std::min(cores, kMaxThreads);
+}
+
+std::atomic<int> g_threads{0};
+std::atomic<Pool*> g_pool{nullptr};  // never deleted: its threads wait for work until the process ends
+std::atomic<int> g_pool_threads{0};
+std::mutex g_create;
+
+// A forked child has no worker threads and perhaps locked mutexes: it begins with a pool of its own.
+void after_fork() {
+  g_pool.store(nullptr);
+  new (&g_create) std::mutex;
+}
+
+Pool& pool(int threads) {
+  Pool* current = g_pool.load(std::memory_order_acquire);
+  if (current != nullptr && g_pool_threads.load() == threads) return *current;
+  static const int registered = pthread_atfork(nullptr, nullptr, after_fork);
+  (void)registered;
+  std::lock_guard<std::mutex> lock(g_create);
+  current = g_pool.load();
+  if (current == nullptr || g_pool_threads.load() != threads) {
+    current = new Pool(threads - 1);
+    g_pool_threads.store(threads);
+    g_pool.store(current, std::memory_order_release);
+  }
+  return *current;
+}
+
+}  // namespace
+
+int num_threads() {
+  int threads = g_threads.load(std::memory_order_relaxed);
+  if (threads == 0) {
+    threads = default_threads();
+    g_threads.store(threads, std::memory_order_relaxed);
+  }
+  return threads;
+}
+
+void set_num_threads(int count) {
+  g_threads.store(count <= 0 ? default_threads() : std::min(count, kMaxThreads));
+}
+
+void run_chunks(int chunks, void (*chunk)(void*, int), void* context) {
+  if (chunks > 0xffff) throw OpError("a call of more than 65535 chunks");
+  const int threads = num_threads();
+  if (threads == 1 || chunks <= 1) {
+    for (int i = 0; i < chunks; ++i) chunk(context, i);
+    return;
+  }
+  pool(threads).run(chunks, chunk, context);
+}
+
+}  // namespace mf
+
+// 0 or less: one per core this process may use.
+MF_EXPORT void mindformers_native_set_threads(int count) { mf::set_num_threads(count); }
+MF_EXPORT int mindformers_native_threads() { return mf::num_threads(); }
