@@ -196,8 +196,8 @@ def without_cache(cfg: "RunConfig") -> str | None:
         return None
     config.use_past = False
     return (
-        f"{_MODEL}.use_past: False instead of True: a cache cannot be split over ranks; the texts are the same, and each "
-        "token takes longer"
+        f"{_MODEL}.use_past: False instead of True: a cache cannot be split over ranks; the texts are the same, "
+        "each token takes longer"
     )
 
 
