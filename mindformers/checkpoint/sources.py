@@ -49,10 +49,9 @@ def open_source(
         path: a file; weights of Hugging Face or Meta; a folder with ``rank_N`` folders, or the output folder of a run.
         strategy: how a folder of ranks was cut, see :func:`~mindformers.checkpoint.strategy.read_strategy`; None for a
             whole checkpoint, also one in ``rank_0``.
-        prefix: of a folder, only checkpoints of this prefix.
+        prefix, step: of a folder, only checkpoints of this prefix; this optimizer step, by default the newest.
         workers: files proven to be whole at the same time.
         check: compare files with the checksums in their manifests.
-        step: of a folder, the optimizer step to take; None takes the newest that is complete.
 
     Raises:
         CheckpointError: nothing there, files are damaged or do not belong together, or the strategy does not fit.
