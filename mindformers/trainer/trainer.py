@@ -21,7 +21,7 @@ from mindformers.tools.logger import get_logger
 from mindformers.trainer.build import Given, TrainTask, build_training, try_run
 from mindformers.trainer.evaluate import EvalCell, build_eval_dataset, evaluate
 from mindformers.trainer.network import build_network, load_weights
-from mindformers.trainer.parallel import lay_out, parallel_section
+from mindformers.trainer.parallel import gather_weights_again, lay_out, parallel_section
 from mindformers.trainer.predict import predict
 from mindformers.trainer.setup import make_run_config, use_path
 from mindformers.trainer.slices import compile_parts, load_parts, loads_slices, meeting, report_strategy, write_strategy
@@ -272,6 +272,7 @@ class Trainer:
         if self._layout is None:
             cfg = self.config
             rank, _ = init_context(cfg.use_parallel, cfg.context, parallel_section(cfg), cfg.output_dir)
+            gather_weights_again(cfg)
             set_seed(cfg.seed)
             self._layout = OutputLayout(cfg.output_dir, rank)
         return self._layout

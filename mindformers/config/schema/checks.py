@@ -141,6 +141,16 @@ def _parallel(cfg: "RunConfig") -> Iterator[Finding]:
     if stages > 1 and cfg.runner_config.gradient_accumulation_steps > 1:
         message = "a pipeline accumulates over parallel_config.micro_batch_num already; set it to 1 and raise that"
         yield Finding("runner_config.gradient_accumulation_steps", message, ("parallel_config.pipeline_stage",))
+    if stages > 1 and cfg.micro_batch_interleave_num > 1:
+        message = (
+            "interleaved halves and pipeline stages together do not compile in MindSpore 2.10; set one of them to 1"
+        )
+        yield Finding("micro_batch_interleave_num", message, ("parallel_config.pipeline_stage",))
+    details = cfg.parallel.parallel_optimizer_config
+    if cfg.recompute_config.parallel_optimizer_comm_recompute and details.gradient_accumulation_shard:
+        message = "MindSpore has it without parallel_optimizer_config.gradient_accumulation_shard only; set one False"
+        key = "parallel.parallel_optimizer_config.gradient_accumulation_shard"
+        yield Finding("recompute_config.parallel_optimizer_comm_recompute", message, (key,))
     if cfg.parallel.device_num is not None:
         yield from rank_findings(cfg, cfg.parallel.device_num, "parallel.device_num")
     yield from _split_on_cpu(cfg)

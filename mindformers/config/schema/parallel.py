@@ -79,7 +79,7 @@ class TransformerRecomputeConfig(Section):
     recompute: bool = Field(False, description="Recompute every decoder layer.")
     select_recompute: bool = Field(False, description="Recompute only the cheap, large activations of a layer.")
     parallel_optimizer_comm_recompute: bool = Field(
-        False, description="Gather sharded weights again in the backward pass."
+        False, description="Gather weights sharded by the parallel optimizer again in the backward pass."
     )
     mp_comm_recompute: bool = Field(True, description="Recompute model parallel communication as well.")
     recompute_slice_activation: bool = Field(False, description="Keep the recomputation's inputs sliced over ranks.")
@@ -117,7 +117,9 @@ class TransformerOpParallelConfig(Section):
     vocab_emb_dp: bool = Field(
         True, description="Keep the whole embedding on each rank; False splits it over model_parallel."
     )
-    gradient_aggregation_group: PositiveInt = Field(4, description="Layers whose gradients are exchanged together.")
+    gradient_aggregation_group: PositiveInt = Field(
+        4, description="Messages the gradients of all layers are put into (with one pipeline stage)."
+    )
     optimizer_shard: bool | None = inert(None, "sharded optimizer", "use parallel.enable_parallel_optimizer")
     recompute: TransformerRecomputeConfig = Field(
         default_factory=TransformerRecomputeConfig,

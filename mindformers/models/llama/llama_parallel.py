@@ -77,7 +77,6 @@ def apply_recompute(network: nn.Cell, recompute_config: Any, slices: int = 1) ->
         options = (
             {
                 "mp_comm_recompute": recompute_config.mp_comm_recompute,
-                "parallel_optimizer_comm_recompute": recompute_config.parallel_optimizer_comm_recompute,
                 "recompute_slice_activation": recompute_config.recompute_slice_activation and slices > 1,
             }
             if whole
@@ -177,7 +176,8 @@ def _shard_adapter(linear: LoRADense, inputs: tuple, rows: int, results: tuple) 
     dropout = linear.dropped.dropout
     for operation in (dropout.stretch, dropout.shift):
         operation.shard(((1,), (1,)))
-    dropout.wrap.shard(((1,), ()))
+    for operation in (dropout.wrap_index, dropout.wrap):
+        operation.shard(((1,), ()))
     dropout.gather.shard(((1, inputs[1]), (inputs[0],)))
     dropout.mul.shard((inputs, inputs))
 

@@ -62,17 +62,20 @@ Problem problem_of(const mf::Args& args) {
   p.table_batches = args[3].dim(0);
   p.mask_batches = args[4].dim(0);
   const int64_t t = args[0].dim(0), q_width = args[0].dim(1), kv_width = args[1].dim(1);
-  mf::require(p.length > 0 && p.d > 0 && p.d % 2 == 0, "table must be (B or 1, S, D) with an even D, got " + args[3].describe());
-  mf::require(t % p.length == 0, "rows of q must be a multiple of S = " + std::to_string(p.length) + ", got " + args[0].describe());
+  mf::require(p.length > 0 && p.d > 0 && p.d % 2 == 0,
+              "table must be (B or 1, S, D) with an even D, got " + args[3].describe());
+  mf::require(t % p.length == 0,
+              "rows of q must be a multiple of S = " + std::to_string(p.length) + ", got " + args[0].describe());
   mf::require(kv_width > 0 && kv_width % p.d == 0 && q_width > 0 && q_width % kv_width == 0,
               "widths of q and k must be N D and K D with N a multiple of K and D = " + std::to_string(p.d) + ", got " +
                   args[0].describe() + " and " + args[1].describe());
   p.batch = t / p.length;
   p.heads = q_width / p.d;
   p.kv_heads = kv_width / p.d;
-  mf::require((p.table_batches == 1 || p.table_batches == p.batch) && (p.mask_batches == 1 || p.mask_batches == p.batch),
-              "table and mask must be of 1 or " + std::to_string(p.batch) + " sequences, got " + args[3].describe() +
-                  " and " + args[4].describe());
+  mf::require(
+      (p.table_batches == 1 || p.table_batches == p.batch) && (p.mask_batches == 1 || p.mask_batches == p.batch),
+      "table and mask must be of 1 or " + std::to_string(p.batch) + " sequences, got " + args[3].describe() + " and " +
+          args[4].describe());
   p.q = args[0].as<float>("q", {t, q_width});
   p.k = args[1].as<float>("k", {t, kv_width});
   p.v = args[2].as<float>("v", {t, kv_width});
@@ -177,8 +180,17 @@ template <class T>
 class Backward {
  public:
   Backward(const Problem& p, int64_t b, int64_t kv)
-      : p_(p), b_(b), kv_(kv), keys_(p, b, kv), block_(p), dout_(kBlock * p.d), dscores_(kBlock * p.length),
-        dscores_rounded_(kBlock * p.length), dquery_(kBlock * p.d), dkey_(p.length * p.d), dvalue_(p.length * p.d) {}
+      : p_(p),
+        b_(b),
+        kv_(kv),
+        keys_(p, b, kv),
+        block_(p),
+        dout_(kBlock * p.d),
+        dscores_(kBlock * p.length),
+        dscores_rounded_(kBlock * p.length),
+        dquery_(kBlock * p.d),
+        dkey_(p.length * p.d),
+        dvalue_(p.length * p.d) {}
 
   void run(const float* dout, float* dq, float* dk, float* dv) {
     const int64_t n = p_.length * p_.d;
@@ -204,7 +216,8 @@ class Backward {
     block_.compute(p_, keys_, b_, head, begin, end);
     const int64_t first = block_.first, width = block_.width;
     for (int64_t i = 0; i < m; ++i) kernels<T>().round(dout + offset + i * stride, d, dout_.data() + i * d);
-    mf::gemm('T', 'N', width, d, m, block_.probabilities(), width, dout_.data(), d, 1.0f, dvalue_.data() + first * d, d);
+    mf::gemm('T', 'N', width, d, m, block_.probabilities(), width, dout_.data(), d, 1.0f, dvalue_.data() + first * d,
+             d);
     mf::gemm('N', 'T', m, width, d, dout_.data(), d, keys_.value(first), d, 0.0f, dscores_.data(), width);
     for (int64_t i = 0; i < m; ++i) {
       kernels<T>().score_gradient(block_.scores.data() + i * width, dscores_.data() + i * width, width,
@@ -238,9 +251,8 @@ void backward(const mf::Args& args) {
   float* dq = args[6].as<float>("dq", {t, q_width});
   float* dk = args[7].as<float>("dk", {t, kv_width});
   float* dv = args[8].as<float>("dv", {t, kv_width});
-  mf::for_each_chunk(static_cast<int>(p.batch * p.kv_heads), [&](int unit) {
-    Backward<T>(p, unit / p.kv_heads, unit % p.kv_heads).run(dout, dq, dk, dv);
-  });
+  mf::for_each_chunk(static_cast<int>(p.batch * p.kv_heads),
+                     [&](int unit) { Backward<T>(p, unit / p.kv_heads, unit % p.kv_heads).run(dout, dq, dk, dv); });
 }
 
 }  // namespace

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Rows of attention between its matrix products. Compiled once per variant.
 #include "attention.h"
-
 #include "simd.h"
 
 namespace mf {

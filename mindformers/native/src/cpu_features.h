@@ -18,40 +18,40 @@ const char* isa_name();
 }  // namespace mf
 
 #if defined(__x86_64__)
-#define MF_DISPATCH(Table, function)               \
-  namespace mf {                                   \
-  namespace portable {                             \
-  const Table& function();                         \
-  }                                                \
-  namespace avx2 {                                 \
-  const Table& function();                         \
-  }                                                \
-  namespace avx512 {                               \
-  const Table& function();                         \
-  }                                                \
-  namespace avx512_bf16 {                          \
-  const Table& function();                         \
-  }                                                \
-  const Table& function() {                        \
-    switch (isa()) {                               \
-      case Isa::kAvx512Bf16:                       \
-        return avx512_bf16::function();            \
-      case Isa::kAvx512:                           \
-        return avx512::function();                 \
-      case Isa::kAvx2:                             \
-        return avx2::function();                   \
-      default:                                     \
-        return portable::function();               \
-    }                                              \
-  }                                                \
+#define MF_DISPATCH(Table, function)    \
+  namespace mf {                        \
+  namespace portable {                  \
+  const Table& function();              \
+  }                                     \
+  namespace avx2 {                      \
+  const Table& function();              \
+  }                                     \
+  namespace avx512 {                    \
+  const Table& function();              \
+  }                                     \
+  namespace avx512_bf16 {               \
+  const Table& function();              \
+  }                                     \
+  const Table& function() {             \
+    switch (isa()) {                    \
+      case Isa::kAvx512Bf16:            \
+        return avx512_bf16::function(); \
+      case Isa::kAvx512:                \
+        return avx512::function();      \
+      case Isa::kAvx2:                  \
+        return avx2::function();        \
+      default:                          \
+        return portable::function();    \
+    }                                   \
+  }                                     \
   }
 #else
-#define MF_DISPATCH(Table, function)                            \
-  namespace mf {                                                \
-  namespace portable {                                          \
-  const Table& function();                                      \
-  }                                                             \
-  const Table& function() { return portable::function(); }      \
+#define MF_DISPATCH(Table, function)                       \
+  namespace mf {                                           \
+  namespace portable {                                     \
+  const Table& function();                                 \
+  }                                                        \
+  const Table& function() { return portable::function(); } \
   }
 #endif
 

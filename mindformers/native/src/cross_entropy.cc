@@ -44,9 +44,9 @@ Problem problem_of(const mf::Args& args) {
   p.mask = args[3].as<float>("mask", {p.t});
   for (int64_t i = 0; i < p.t; ++i) {
     if (p.mask[i] == 0.0f) continue;
-    mf::require(p.labels[i] >= 0 && p.labels[i] < p.v,
-                "label " + std::to_string(p.labels[i]) + " of row " + std::to_string(i) + " is not in [0, " +
-                    std::to_string(p.v) + ") and not masked");
+    mf::require(p.labels[i] >= 0 && p.labels[i] < p.v, "label " + std::to_string(p.labels[i]) + " of row " +
+                                                           std::to_string(i) + " is not in [0, " + std::to_string(p.v) +
+                                                           ") and not masked");
     p.rows.push_back(i);
   }
   return p;
@@ -59,9 +59,15 @@ template <class T>
 class Blocks {
  public:
   Blocks(const Problem& p, Wanted wanted, float* dh, float* dw)
-      : p_(p), wanted_(wanted), dh_(dh), dw_(dw), hidden_(p.block() * p.h), logits_(p.block() * p.v),
+      : p_(p),
+        wanted_(wanted),
+        dh_(dh),
+        dw_(dw),
+        hidden_(p.block() * p.h),
+        logits_(p.block() * p.v),
         rounded_(kRounds && wanted != Wanted::kLoss ? p.block() * p.v : 0),
-        weight_copy_(kRounds ? p.v * p.h : 0), block_dh_(wanted == Wanted::kLoss ? 0 : p.block() * p.h) {
+        weight_copy_(kRounds ? p.v * p.h : 0),
+        block_dh_(wanted == Wanted::kLoss ? 0 : p.block() * p.h) {
     if constexpr (kRounds) mf::parallel_to_bf16(p.weight, p.v * p.h, weight_copy_.data());
   }
 

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Rows of the cross entropy. Compiled once per variant.
 #include "cross_entropy.h"
-
 #include "simd.h"
 
 namespace mf {

@@ -49,6 +49,7 @@ std::map<std::string, Timing>& timings() {
   return table;
 }
 bool g_profile = false;
+bool g_print = true;
 
 }  // namespace
 
@@ -57,8 +58,8 @@ Arg::Arg(int index, void* data, int rank, const int64_t* shape, const char* dtyp
 
 int64_t Arg::dim(int axis) const {
   const int at = axis < 0 ? axis + rank_ : axis;
-  require(at >= 0 && at < rank_, "argument " + std::to_string(index_) + " has no axis " + std::to_string(axis) +
-                                     ": it is " + describe());
+  require(at >= 0 && at < rank_,
+          "argument " + std::to_string(index_) + " has no axis " + std::to_string(axis) + ": it is " + describe());
   return shape_[at];
 }
 
@@ -90,8 +91,8 @@ void Arg::check(const char* name, DType dtype, std::initializer_list<int64_t> sh
 }
 
 void Args::require_count(int expected) const {
-  require(count_ == expected, "takes " + std::to_string(expected) + " tensors (inputs and outputs), got " +
-                                  std::to_string(count_));
+  require(count_ == expected,
+          "takes " + std::to_string(expected) + " tensors (inputs and outputs), got " + std::to_string(count_));
 }
 
 Arg Args::operator[](int index) const {
@@ -116,7 +117,7 @@ int run_op(const char* name, OpBody body, const Args& args) noexcept {
   } catch (const std::exception& error) {
     std::lock_guard<std::mutex> lock(g_mutex);
     last_error() = std::string(name) + ": " + error.what();
-    std::fprintf(stderr, "mindformers native kernel %s\n", last_error().c_str());
+    if (g_print) std::fprintf(stderr, "mindformers native kernel %s\n", last_error().c_str());
   } catch (...) {
     std::lock_guard<std::mutex> lock(g_mutex);
     last_error() = std::string(name) + ": unknown error";
@@ -131,6 +132,12 @@ MF_EXPORT int64_t mindformers_native_last_error(char* buffer, int64_t size) {
   std::lock_guard<std::mutex> lock(mf::g_mutex);
   std::snprintf(buffer, static_cast<size_t>(size), "%s", mf::last_error().c_str());
   return static_cast<int64_t>(mf::last_error().size());
+}
+
+// Whether (1) or not (0) errors are also printed on stderr, the default: MindSpore's own error names the operator only.
+MF_EXPORT void mindformers_native_print_errors(int on) {
+  std::lock_guard<std::mutex> lock(mf::g_mutex);
+  mf::g_print = on != 0;
 }
 
 // Begin (1) or end (0) measuring operators; both clear what was measured.

@@ -135,20 +135,20 @@ int run_op(const char* name, OpBody body, const Args& args) noexcept;
 
 }  // namespace mf
 
-#define MF_OP(name)                                                                                         \
-  static void name##Body(const mf::Args& args);                                                             \
+#define MF_OP(name)                                                                                               \
+  static void name##Body(const mf::Args& args);                                                                   \
   MF_EXPORT int name(int count, void** params, int* ranks, int64_t** shapes, const char** dtypes, void*, void*) { \
-    return mf::run_op(#name, name##Body, mf::Args(count, params, ranks, shapes, dtypes));                   \
-  }                                                                                                         \
+    return mf::run_op(#name, name##Body, mf::Args(count, params, ranks, shapes, dtypes));                         \
+  }                                                                                                               \
   static void name##Body([[maybe_unused]] const mf::Args& args)
 
 // MF_OP_SHAPE(Name) { return shapes.of(0); }: shape of the one output, which lets the operator run in graphs whose
 // sizes are unknown until they run. MindSpore looks the function up by its name, NameInferShape.
-#define MF_OP_SHAPE(name)                                                                             \
-  static std::vector<int64_t> name##Shape(const mf::Shapes& shapes);                                  \
-  MF_EXPORT std::vector<int64_t> name##InferShape(int* ranks, int64_t** inputs, void*) {              \
-    return name##Shape(mf::Shapes(ranks, inputs));                                                    \
-  }                                                                                                   \
+#define MF_OP_SHAPE(name)                                                                \
+  static std::vector<int64_t> name##Shape(const mf::Shapes& shapes);                     \
+  MF_EXPORT std::vector<int64_t> name##InferShape(int* ranks, int64_t** inputs, void*) { \
+    return name##Shape(mf::Shapes(ranks, inputs));                                       \
+  }                                                                                      \
   static std::vector<int64_t> name##Shape(const mf::Shapes& shapes)
 
 #endif  // MINDFORMERS_NATIVE_CUSTOM_OP_H_

@@ -79,7 +79,8 @@ constexpr int64_t kThick = 256;
 template <class F>
 void for_each_slice(int64_t n, int64_t grain, F&& body) {
   const int64_t threads = num_threads();
-  const int64_t parts = std::max<int64_t>(1, std::min((n + grain - 1) / grain, std::clamp(n / kThick / threads * threads, threads, 4 * threads)));
+  const int64_t parts = std::max<int64_t>(
+      1, std::min((n + grain - 1) / grain, std::clamp(n / kThick / threads * threads, threads, 4 * threads)));
   for_each_chunk(static_cast<int>(parts), [&](int part) {
     const Range range = part_of(n, static_cast<int>(parts), part, grain);
     if (range.begin < range.end) body(range.begin, range.end);
@@ -126,7 +127,8 @@ template void parallel_gemm<uint16_t>(char, char, int64_t, int64_t, int64_t, con
                                       int64_t, float, float*, int64_t);
 
 void parallel_to_bf16(const float* x, int64_t n, uint16_t* y) {
-  for_each_range(n, 4096, [&](int64_t begin, int64_t end) { gemm_kernels().to_bf16(x + begin, end - begin, y + begin); });
+  for_each_range(n, 4096,
+                 [&](int64_t begin, int64_t end) { gemm_kernels().to_bf16(x + begin, end - begin, y + begin); });
 }
 
 }  // namespace mf

@@ -8,9 +8,9 @@ namespace mf {
 namespace MF_ISA {
 namespace {
 
-constexpr int64_t kRows = 4;             // of the tile of C kept in registers
+constexpr int64_t kRows = 4;  // of the tile of C kept in registers
 constexpr int64_t kColumns = 2 * kLanes;
-constexpr int64_t kDepth = 256;          // of a block of op(B)
+constexpr int64_t kDepth = 256;  // of a block of op(B)
 
 // c (rows <= kRows, columns <= kColumns) += a (rows, depth) b (depth, kColumns), b packed and padded with zeros.
 void tile(int64_t rows, int64_t columns, int64_t depth, const float* a, const float* b, float* c, int64_t ldc) {

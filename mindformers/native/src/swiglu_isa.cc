@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The gate of SwiGLU. Compiled once per variant.
-#include "swiglu.h"
-
 #include "simd.h"
+#include "swiglu.h"
 
 namespace mf {
 namespace MF_ISA {

@@ -56,7 +56,9 @@ class Pool {
     ++call_;
     state_.store(static_cast<uint64_t>(call_) << 32 | static_cast<uint64_t>(chunks) << 16);
     if (sleepers_.load() > 0) {
-      { std::lock_guard<std::mutex> lock(mutex_); }
+      {
+        std::lock_guard<std::mutex> lock(mutex_);
+      }
       wake_.notify_all();
     }
     take_chunks(call_);
@@ -165,9 +167,7 @@ int num_threads() {
   return threads;
 }
 
-void set_num_threads(int count) {
-  g_threads.store(count <= 0 ? default_threads() : std::min(count, kMaxThreads));
-}
+void set_num_threads(int count) { g_threads.store(count <= 0 ? default_threads() : std::min(count, kMaxThreads)); }
 
 void run_chunks(int chunks, void (*chunk)(void*, int), void* context) {
   if (chunks > 0xffff) throw OpError("a call of more than 65535 chunks");

@@ -25,8 +25,9 @@ void run_chunks(int chunks, void (*chunk)(void* context, int index), void* conte
 template <class F>
 void for_each_chunk(int chunks, F&& body) {
   using Body = std::remove_reference_t<F>;
-  run_chunks(chunks, [](void* context, int index) { (*static_cast<Body*>(context))(index); },
-             const_cast<void*>(static_cast<const void*>(&body)));
+  run_chunks(
+      chunks, [](void* context, int index) { (*static_cast<Body*>(context))(index); },
+      const_cast<void*>(static_cast<const void*>(&body)));
 }
 
 // Borders of part `index` of `parts` of [0, n), at multiples of `grain`.
