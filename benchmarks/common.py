@@ -184,9 +184,10 @@ def emit(record: dict[str, Any], path: str | None = None) -> None:
 
 
 def peak_memory_mb() -> float:
-    """Largest resident size of this process so far; getrusage would begin at that of the process that started it."""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 1024
+    """Largest resident size of this process so far."""
+    from mindformers.tools.utils import peak_memory_bytes
+
+    return peak_memory_bytes() / 2**20
 
 
 def read_bandwidth(megabytes: int = 256, repeats: int = 3) -> float:

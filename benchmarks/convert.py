@@ -13,26 +13,17 @@ dropped from the page cache before both, so that the disk is read. Needs about t
 """
 
 import argparse
-import json
-import os
 import shutil
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
-
-import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.common import REPO, emit
-from mindformers.checkpoint.foreign.arrays import Raw
-from mindformers.checkpoint.foreign.table import expected_shapes
+from benchmarks.bulk import LARGEST_MB, RandomWeights, copy_rate, model_config, run_command
+from benchmarks.common import emit
 from mindformers.models.llama.conversion import Checked, write_hf
-from mindformers.models.llama.llama_config import LlamaConfig
 
-HIDDEN, FFN, HEADS, VOCAB = 4096, 11008, 32, 32000
 ALLOWED_MB = 1500
 # name -> (the direction whose result it reads; words of the command: {i} in, {o} out)
 DIRECTIONS: dict[str, tuple[str, list[str]]] = {
@@ -44,56 +35,6 @@ DIRECTIONS: dict[str, tuple[str, list[str]]] = {
     "ckpt:meta": ("hf:ckpt", ["--mindspore_ckpt_path", "{i}.ckpt", "--to_meta", "{o}"]),
     "safetensors:hf": ("hf:safetensors", ["--mindspore_ckpt_path", "{i}.safetensors", "--to_hf", "{o}"]),
 }
-# What a direction runs in: the command, then its peak resident size as the last line.
-RUNNER = """
-import json, resource, sys
-from mindformers.models.llama import convert_weight
-if "TORCH" in sys.argv[1]:
-    import torch
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-before = peak()
-code = convert_weight.main(sys.argv[2:])
-print(json.dumps({"imports_mb": before, "peak_mb": peak()}))
-sys.exit(code)
-"""
-
-
-class RandomWeights:
-    """fp16 weights of small random numbers, made when they are asked for."""
-
-    path, kind, tied = Path("random"), "random", False
-
-    def __init__(self, config: LlamaConfig) -> None:
-        self._shapes = expected_shapes(config)
-        self._random = np.random.default_rng(0)
-
-    def __iter__(self):
-        return iter(self._shapes)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._shapes
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a weight."""
-        return self._shapes[name]
-
-    def dtype(self, name: str) -> str:
-        """Always fp16."""
-        return "float16"
-
-    def raw(self, name: str) -> Raw:
-        """Random bits of numbers between 2^-7 and 2."""
-        shape = self._shapes[name]
-        bits = self._random.integers(0, 2**16, shape, np.uint16) & 0x9FFF | 0x2000
-        return Raw(bits.view(np.float16), "float16")
-
-
-def model_config(size_gb: float) -> LlamaConfig:
-    """7B's shape with as many layers as give so many gigabytes of fp16, one at least."""
-    layer = 2 * (4 * HIDDEN * HIDDEN + 3 * HIDDEN * FFN)
-    layers = max(1, round((size_gb * 1e9 - 4 * VOCAB * HIDDEN) / layer))
-    fields = {"hidden_size": HIDDEN, "num_heads": HEADS, "vocab_size": VOCAB, "intermediate_size": FFN}
-    return LlamaConfig(**fields, num_layers=layers, seq_length=4096)
 
 
 def files_of(path: Path) -> list[Path]:
@@ -103,45 +44,12 @@ def files_of(path: Path) -> list[Path]:
     return [p for p in sorted(path.iterdir()) if p.suffix in (".safetensors", ".pth")]
 
 
-def forget(path: Path) -> None:
-    """Drop files from the page cache, so that the next reader gets them from the disk."""
-    for file in files_of(path):
-        handle = os.open(file, os.O_RDONLY)
-        os.fsync(handle)
-        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
-        os.close(handle)
-
-
-def copy_rate(source: Path, folder: Path) -> float:
-    """Bytes a second of a plain copy, until it is on the disk."""
-    forget(source)
-    begin, total, target = time.perf_counter(), 0, folder / "copy"
-    for file in files_of(source):
-        with open(file, "rb", buffering=0) as one, open(target, "wb", buffering=0) as other:
-            while piece := one.read(4 << 20):
-                total += other.write(piece)
-            os.fsync(other.fileno())
-    seconds = time.perf_counter() - begin
-    target.unlink()
-    return total / seconds
-
-
 def measure(name: str, source: Path, target: Path) -> dict[str, float]:
     """Run one direction in a process of its own."""
     _, words = DIRECTIONS[name]
     words = [word.format(i=source.with_suffix(""), o=target) for word in words]
-    torch = "TORCH" if "meta" in name else "-"
-    environment = os.environ | {"PYTHONPATH": str(REPO)}
-    forget(source)
-    begin = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-c", RUNNER, torch, *words], env=environment, capture_output=True, text=True, check=False
-    )
-    seconds = time.perf_counter() - begin
-    if done.returncode:
-        raise RuntimeError(f"{name}: exit code {done.returncode}\n{done.stderr}")
-    rates = [line for line in done.stdout.splitlines() if line.endswith("MB/s")]
-    return json.loads(done.stdout.splitlines()[-1]) | {"MB_per_s": float(rates[0].split()[-2]), "command_s": seconds}
+    modules = "mindformers.models.llama.convert_weight" + (",torch" if "meta" in name else "")
+    return run_command(modules, words, files_of(source))
 
 
 def result_of(name: str, folder: Path) -> Path:
@@ -163,13 +71,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         folder = Path(name)
         write_hf(Checked(RandomWeights(config), config, None), folder / "hf", 2 * 10**9)
-        largest = VOCAB * HIDDEN * 2 / 1e6
         for direction in args.directions:
             needs = DIRECTIONS[direction][0]
             source = result_of(needs, folder) if needs else folder / "hf"
             if needs and not source.exists():
                 measure(needs, folder / "hf", source.with_suffix(""))
-            copied = copy_rate(source, folder) / 1e6
+            copied = copy_rate(files_of(source), folder / "copy")
             target = result_of(direction, folder)
             record = measure(direction, source, target.with_suffix(""))
             extra = record["peak_mb"] - record["imports_mb"]
@@ -177,7 +84,7 @@ def main() -> None:
             emit(
                 {
                     "bench": "convert", "direction": direction, "source_mb": size, "layers": config.num_layers,
-                    **record, "extra_mb": extra, "limit_mb": largest + ALLOWED_MB, "copy_MB_per_s": copied,
+                    **record, "extra_mb": extra, "limit_mb": LARGEST_MB + ALLOWED_MB, "copy_MB_per_s": copied,
                     "ratio": record["MB_per_s"] / copied,
                 },
                 args.json,

@@ -28,15 +28,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.common import MODELS, REPO, THREADS, emit, our_config, spread
+from benchmarks.common import MODELS, REPO, THREADS, emit, our_config, peak_memory_mb, spread
 
 PROMPT = [1, 306, 5360, 1522, 823, 292]
-
-
-def peak_mb() -> float:
-    """Largest resident size of this program; unlike getrusage it does not count that of the parent before exec."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 1024
 
 
 def first_token(kind: str, folder: str) -> dict[str, Any]:
@@ -68,7 +62,7 @@ def first_token(kind: str, folder: str) -> dict[str, Any]:
         "import_s": imported - begin,
         "load_s": loaded - imported,
         "generate_s": end - loaded,
-        "peak_mb": peak_mb(),
+        "peak_mb": peak_memory_mb(),
     }
 
 
@@ -99,10 +93,15 @@ def load_checkpoint(folder: str, file: str) -> dict[str, Any]:
     read = time.perf_counter()
     file_digest(Path(file))
     hashed = time.perf_counter()
-    before = peak_mb()
+    before = peak_memory_mb()
     AutoModel.from_config(config)
     end = time.perf_counter()
-    return {"read_s": read - begin, "hash_s": hashed - read, "load_s": end - hashed, "added_mb": peak_mb() - before}
+    return {
+        "read_s": read - begin,
+        "hash_s": hashed - read,
+        "load_s": end - hashed,
+        "added_mb": peak_memory_mb() - before,
+    }
 
 
 def child(*arguments: str) -> dict[str, Any]:

@@ -16,16 +16,14 @@ import argparse
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.common import REPO, emit
-from benchmarks.convert import HIDDEN, VOCAB, RandomWeights, forget, model_config
+from benchmarks.bulk import LARGEST_MB, RandomWeights, copy_rate, model_config, run_command
+from benchmarks.common import emit
 from mindformers.checkpoint.foreign.table import expected_shapes
 from mindformers.checkpoint.stream import CheckpointStream, Planned
 
@@ -39,16 +37,6 @@ STEPS = {
     "merge_dp4_mp2_optimizer": ("mp8_to_dp4_mp2_optimizer", "dp4_mp2_optimizer", ""),
     "merge_mp8": ("split_mp8", "mp8", ""),
 }
-RUNNER = """
-import json, resource, sys
-from mindformers.checkpoint import sources, transform
-from mindformers.tools import transform_ckpt
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-before = peak()
-code = transform_ckpt.main(sys.argv[1:])
-print(json.dumps({"imports_mb": before, "peak_mb": peak()}))
-sys.exit(code)
-"""
 
 
 def write_strategy(path: Path, names: list[str], dp: int, mp: int, optimizer: bool) -> None:
@@ -69,39 +57,15 @@ def weights_of(folder: Path) -> list[Path]:
     return sorted(folder.glob("rank_*/*.ckpt"))
 
 
-def copy_rate(source: Path, target: Path) -> float:
-    """Bytes a second of a plain copy of all files, until it is on the disk."""
-    for file in weights_of(source):
-        forget(file)
-    begin, total = time.perf_counter(), 0
-    for file in weights_of(source):
-        with open(file, "rb", buffering=0) as one, open(target, "wb", buffering=0) as other:
-            while piece := one.read(4 << 20):
-                total += other.write(piece)
-            os.fsync(other.fileno())
-    seconds = time.perf_counter() - begin
-    target.unlink()
-    return total / seconds
-
-
 def measure(step: str, folder: Path, workers: int) -> dict[str, float]:
     """Run one command in a process of its own."""
     source, cut, wanted = STEPS[step]
     words = ["--src_ckpt_dir", str(folder / source), "--dst_ckpt_dir", str(folder / step), "--workers", str(workers)]
     for flag, layout in (("--src_ckpt_strategy", cut), ("--dst_ckpt_strategy", wanted)):
         words += [flag, str(folder / f"{layout}.json")] if layout else []
-    for file in weights_of(folder / source):
-        forget(file)
-    begin = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-c", RUNNER, *words], env=os.environ | {"PYTHONPATH": str(REPO)}, capture_output=True,
-        text=True, check=False,
-    )  # fmt: skip
-    seconds = time.perf_counter() - begin
-    if done.returncode:
-        raise RuntimeError(f"{step}: exit code {done.returncode}\n{done.stderr}")
-    lines = done.stdout.splitlines()
-    return json.loads(lines[-1]) | {"MB_per_s": float(lines[-2].split()[-2]), "command_s": seconds}
+    return run_command(
+        "mindformers.tools.transform_ckpt,mindformers.checkpoint.transform", words, weights_of(folder / source)
+    )
 
 
 def main() -> None:
@@ -125,13 +89,13 @@ def main() -> None:
             for item in plan:
                 stream.add(item, weights.raw(item.name))
         for step, (source, _, _) in STEPS.items():
-            copied = copy_rate(folder / source, folder / "copy") / 1e6
+            copied = copy_rate(weights_of(folder / source), folder / "copy")
             record = measure(step, folder, args.workers)
             emit(
                 {
                     "bench": "reshard", "step": step, "workers": args.workers, "layers": config.num_layers,
                     "source_mb": sum(file.stat().st_size for file in weights_of(folder / source)) / 1e6, **record,
-                    "extra_mb": record["peak_mb"] - record["imports_mb"], "largest_mb": VOCAB * HIDDEN * 2 / 1e6,
+                    "extra_mb": record["peak_mb"] - record["imports_mb"], "largest_mb": LARGEST_MB,
                     "copy_MB_per_s": copied, "ratio": record["MB_per_s"] / copied,
                 },
                 args.json,

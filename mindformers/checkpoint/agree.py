@@ -1,13 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which saved step all ranks of a job have: the only one they may resume from together. No MindSpore here."""
+"""Which saved step all ranks of a job have: the only one they may resume from together. No MindSpore here.
 
-from collections.abc import Sequence
+One rule for all who ask: the ranks (over the network), the launcher and ``checkpoint.cluster`` (over the files).
+"""
+
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mindformers.checkpoint.manifest import scan
 
-__all__ = ["common_step", "complete_steps", "saving_options"]
+__all__ = ["common_saves", "common_step", "complete_steps", "saving_options"]
+
+Save = TypeVar("Save")
 
 
 def saving_options(cfg: Any) -> tuple[str | None, str | None]:
@@ -35,11 +40,23 @@ def complete_steps(folder: Path, prefix: str | None, since: float = 0.0) -> list
     return [c.manifest.step for c in found if c.manifest is not None and c.manifest.created >= since]
 
 
+def common_saves(saves: Sequence[Iterable[Save]]) -> list[Save]:
+    """The saves that every rank has, oldest first; of one that was repeated the last counts.
+
+    Args:
+        saves: of each rank, what tells its complete checkpoints apart, in the order in which they were written. The
+            order of the result is that of the first rank, which is the same for whoever looks.
+    """
+    first, *others = [list(own) for own in saves]
+    everywhere = set(first).intersection(*others)
+    newest_first = dict.fromkeys(reversed(first))
+    return [save for save in reversed(newest_first) if save in everywhere]
+
+
 def common_step(steps: Sequence[Sequence[int]]) -> int | None:
     """The newest step that every rank has, newest by rank 0's order of writing; None when there is none.
 
     Args:
         steps: of each rank, its complete steps, oldest first.
     """
-    everywhere = set(steps[0]).intersection(*steps[1:])
-    return next((step for step in reversed(steps[0]) if step in everywhere), None)
+    return next(reversed(common_saves(steps)), None)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from mindformers.checkpoint.agree import common_saves
 from mindformers.checkpoint.layout import FORMATS, OutputLayout, manifest_path, parse_step_file
 from mindformers.checkpoint.manifest import Candidate, read_manifest, scan
 from mindformers.errors import CheckpointError
@@ -15,6 +16,7 @@ __all__ = ["common_steps", "rank_folders", "select_files"]
 
 logger = get_logger(__name__)
 
+_STEPS_LISTED = 16
 _RANK = re.compile(r"rank_(\d+)")
 _SUFFIXES = tuple(f".{fmt}" for fmt in FORMATS)
 
@@ -48,16 +50,11 @@ def common_steps(folders: Mapping[int, Path], prefix: str | None = None) -> list
         folders: the folder of each rank.
         prefix: only files of this prefix; None takes all.
 
-    The order is that in which the lowest rank saved, which is the same for whoever looks. Of a step saved twice (by a
-    run and by a later one in the same folder) the last save counts.
+    The order is that in which the lowest rank saved; see :func:`~mindformers.checkpoint.agree.common_saves`.
     """
-    complete = {rank: _complete(folder, prefix) for rank, folder in folders.items()}
-    first = min(folders)
-    return [
-        {rank: found[key] for rank, found in complete.items()}
-        for key in complete[first]
-        if all(key in found for found in complete.values())
-    ]
+    complete = {rank: _complete(folders[rank], prefix) for rank in sorted(folders)}
+    common = common_saves(list(complete.values()))
+    return [{rank: found[key] for rank, found in complete.items()} for key in common]
 
 
 def _complete(folder: Path, prefix: str | None) -> dict[tuple, Candidate]:
@@ -71,16 +68,17 @@ def _complete(folder: Path, prefix: str | None) -> dict[tuple, Candidate]:
     return result
 
 
-def select_files(path: Path, prefix: str | None = None) -> dict[int, Path]:
+def select_files(path: Path, prefix: str | None = None, step: int | None = None) -> dict[int, Path]:
     """The file of each rank to use together.
 
     Args:
         path: a folder with ``rank_N`` folders, or the output folder of a run.
         prefix: only step checkpoints of this prefix; None takes all.
+        step: the optimizer step to take; None takes the newest.
 
     Returns:
-        Rank -> file: those of the newest step that is complete on all ranks. Without manifests (files of another
-        program): of the newest step by name that all ranks have, or the one file that each rank has.
+        Rank -> file: those of the step, or of the newest step that is complete on all ranks. Without manifests (files
+        of another program): of the newest step by name that all ranks have, or the one file that each rank has.
 
     Raises:
         CheckpointError: no such folders, or no step that all ranks have; the message lists what each rank has.
@@ -89,11 +87,27 @@ def select_files(path: Path, prefix: str | None = None) -> dict[int, Path]:
     if not folders:
         raise CheckpointError(f"{path} has no rank_N folders with checkpoints (*.ckpt, *.safetensors)")
     common = common_steps(folders, prefix)
+    if step is not None:
+        return _of_step(path, common, step, folders)
     if common:
         chosen = common[-1]
         _report_newer(folders, chosen, prefix)
         return {rank: candidate.path for rank, candidate in chosen.items()}
     return _without_manifests(path, folders, prefix)
+
+
+def _of_step(
+    path: Path, common: Sequence[Mapping[int, Candidate]], step: int, folders: Mapping[int, Path]
+) -> dict[int, Path]:
+    """The files of one step; of one saved twice the last."""
+    for chosen in reversed(common):
+        if next(iter(chosen.values())).manifest.step == step:
+            return {rank: candidate.path for rank, candidate in chosen.items()}
+    complete = [str(next(iter(chosen.values())).manifest.step) for chosen in common]
+    raise CheckpointError(
+        f"{path}: step {step} is not complete on all {len(folders)} ranks; complete steps: "
+        f"{', '.join(complete[-_STEPS_LISTED:]) or 'none'}"
+    )
 
 
 def _report_newer(folders: Mapping[int, Path], chosen: Mapping[int, Candidate], prefix: str | None) -> None:

@@ -41,6 +41,7 @@ def open_source(
     prefix: str | None = None,
     workers: int = 2,
     check: bool = True,
+    step: int | None = None,
 ) -> Opened:
     """Open a checkpoint of any form.
 
@@ -48,7 +49,7 @@ def open_source(
         path: a file; weights of Hugging Face or Meta; a folder with ``rank_N`` folders, or the output folder of a run.
         strategy: how a folder of ranks was cut, see :func:`~mindformers.checkpoint.strategy.read_strategy`; None for a
             whole checkpoint, also one in ``rank_0``.
-        prefix: of a folder, only checkpoints of this prefix.
+        prefix, step: of a folder, only checkpoints of this prefix; this optimizer step, by default the newest.
         workers: files proven to be whole at the same time.
         check: compare files with the checksums in their manifests.
 
@@ -63,11 +64,13 @@ def open_source(
                 f"{path} has no rank_N folders, so it is one whole checkpoint, but a strategy is given for it "
                 f"({strategy}): leave that out"
             )
+        if step is not None:
+            raise CheckpointError(f"{path} has no rank_N folders to look for step {step} in: name the file itself")
         found = resolve_checkpoint(path)
         if not foreign_kind(found):
             sound_checkpoint(found, check)
         return Opened(WholeSource(found), [found], _run_fields(found))
-    files = select_files(path, prefix)
+    files = select_files(path, prefix, step)
     recorded = _recorded_layout(files)
     if strategy is None and recorded is None and len(files) > 1:
         raise CheckpointError(

@@ -14,7 +14,7 @@ from mindformers.config.merge import Layer
 from mindformers.config.overrides import Override, apply_overrides, as_overrides
 from mindformers.config.problems import Place, Places, Problem, dotted, problems_of, raise_problems
 from mindformers.config.schema.base import Finding, Section, collecting
-from mindformers.config.schema.checks import fill_ranks, launch_findings, rank_findings
+from mindformers.config.schema.checks import fill_ranks, launch_findings, rank_findings, without_cache
 from mindformers.config.schema.run import RunConfig
 from mindformers.config.tree import Path, value_at, yaml_name
 from mindformers.config.yaml_text import Document, YamlError, read_text
@@ -197,8 +197,8 @@ def _validate(
                 break
     if config is not None:
         bad = {problem.path for problem in problems}
-        filled = fill_ranks(config, ranks) if ranks else None
-        config._warnings = [filled] if filled else []
+        changed = (fill_ranks(config, ranks), without_cache(config)) if ranks else ()
+        config._warnings = [text for text in changed if text]
         findings = list(config.findings())
         findings += rank_findings(config, ranks, "the number of processes (RANK_SIZE)") if ranks else []
         findings += launch_findings(config) if launch else []

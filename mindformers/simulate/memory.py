@@ -76,7 +76,8 @@ def weights_of(cfg: RunConfig, stage: int) -> Iterator[Weight]:
     adapted = config.pet_config is not None
 
     def weight(name: str, shape: tuple[int, ...], split: tuple[int, ...], layer: int | None = None) -> Weight:
-        return Weight(name, shape, split, config.param_init_type, layer, not adapted)
+        kind = "float32" if len(shape) == 1 else config.param_init_type  # norms are always kept so
+        return Weight(name, shape, split, kind, layer, not adapted)
 
     if stage == 0 or (stage == stages - 1 and config.tie_word_embeddings):
         yield weight("model.tok_embeddings.embedding_weight", (config.vocab_size, hidden), vocabulary)

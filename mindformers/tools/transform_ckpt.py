@@ -48,6 +48,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--dst_ckpt_dir", required=True, metavar="DIR", help="folder for rank_N/PREFIX<N>.ckpt")
     add("--prefix", default="checkpoint_", help="first part of the names of the results (default: checkpoint_)")
     add("--src_prefix", help="take only checkpoints whose names have this prefix from --src_ckpt_dir")
+    add("--step", type=int, metavar="N", help="optimizer step to take from --src_ckpt_dir (default: the newest that "
+        "all ranks have)")  # fmt: skip
     add("--format", choices=FORMATS, default="ckpt", help="of the results (default: ckpt)")
     add("--with_optimizer", action="store_true", help="also optimizer state, counters and loss scale, to resume from")
     add(
@@ -73,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from mindformers.checkpoint.transform import transform
 
     layout = read_strategy(args.dst_ckpt_strategy) if args.dst_ckpt_strategy else None
-    opened = open_source(args.src_ckpt_dir, args.src_ckpt_strategy, args.src_prefix, args.workers)
+    opened = open_source(args.src_ckpt_dir, args.src_ckpt_strategy, args.src_prefix, args.workers, step=args.step)
     for file in opened.files[:8]:
         print(f"source {file}", flush=True)
     if len(opened.files) > 8:

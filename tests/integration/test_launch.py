@@ -85,8 +85,10 @@ def processes(folder: Path, output: str) -> dict[str, int]:
     return {entry["name"]: entry["pid"] for entry in record["processes"]}
 
 
-def kill_at(folder: Path, step: int, name: str, process: subprocess.Popen, not_pid: int | None = None) -> dict:
-    """Kill -9 a rank of the run in ``killed`` as soon as it has logged a step; all pids of the job.
+def kill_at(
+    folder: Path, step: int, name: str, process: subprocess.Popen, not_pid: int | None = None, output: str = "killed"
+) -> dict:
+    """Kill -9 a rank of the run in ``output`` as soon as it has logged a step; all pids of the job.
 
     Args:
         folder: the workplace.
@@ -94,10 +96,11 @@ def kill_at(folder: Path, step: int, name: str, process: subprocess.Popen, not_p
         name: which.
         process: the launcher.
         not_pid: the process of the attempt before, which is not meant.
+        output: the run's output folder.
     """
-    file, deadline = folder / "killed" / "metrics.jsonl", time.monotonic() + 600
+    file, deadline = folder / output / "metrics.jsonl", time.monotonic() + 600
     while True:
-        pids = processes(folder, "killed")
+        pids = processes(folder, output)
         if pids.get(name, not_pid) != not_pid and file.exists() and f'"step": {step},' in file.read_text():
             os.kill(pids[name], signal.SIGKILL)
             return pids

@@ -151,8 +151,8 @@ def test_messages_of_equal_stages_and_of_all_ranks() -> None:
 
 @pytest.fixture(scope="module")
 def adapted() -> tuple:
-    """The same layout with adapters on all linear layers, and its plans."""
-    cfg = load_config("run_llama2_tiny_lora", CLUSTER)
+    """The same layout with adapters on layers cut by outputs and by inputs, and its plans."""
+    cfg = load_config("run_llama2_tiny_lora", [*CLUSTER, "model.model_config.pet_config.target_modules=wk|w2"])
     return cfg, compile_stages(cfg, 2, None, lambda line: None)
 
 

@@ -194,6 +194,23 @@ def working_layouts(cfg: "RunConfig", ranks: int, count: int = 3) -> list[str]:
     return [text for _, text in sorted(found)[:count]]
 
 
+def without_cache(cfg: "RunConfig") -> str | None:
+    """Turn ``use_past`` off where generation is split over ranks: MindSpore 2.10 finds no strategy for the cut of a
+    cache whose length it does not know ("operator Slice init failed").
+
+    Returns:
+        What was changed, as a text for the user; None when nothing was.
+    """
+    config = cfg.model.config
+    if not (_is_split(cfg) and cfg.run_mode == "predict" and config.use_past):
+        return None
+    config.use_past = False
+    return (
+        f"{_MODEL}.use_past: False instead of True: a cache cannot be split over ranks; the texts are the same, "
+        "each token takes longer"
+    )
+
+
 def fill_ranks(cfg: "RunConfig", ranks: int) -> str | None:
     """Let a ``data_parallel`` that is left at 1 take the ranks that the rest of the layout does not use.
 

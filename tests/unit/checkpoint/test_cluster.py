@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mindformers.checkpoint.agree import common_saves, common_step
 from mindformers.checkpoint.cluster import select_files
 from mindformers.checkpoint.foreign.arrays import Raw
 from mindformers.checkpoint.layout import OutputLayout, manifest_path
@@ -65,6 +66,26 @@ def test_the_newest_step_of_all_ranks_is_taken(output: Path, tmp_path: Path) -> 
     np.testing.assert_array_equal(merged(output / "checkpoint", tmp_path / "b"), W + 2)
     save(output, 1, 3)
     np.testing.assert_array_equal(merged(output / "checkpoint", tmp_path / "c"), W + 3)
+
+
+def test_an_older_step_can_be_asked_for(output: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    command = ["--src_ckpt_dir", str(output), "--dst_ckpt_dir", str(tmp_path / "one"), "--prefix", "m", "--step"]
+    assert main([*command, "1"]) == 0
+    assert "m_rank_1-1_1.ckpt" in capsys.readouterr().out
+    found = open_source(tmp_path / "one/rank_0/m0.ckpt").source.read("model.w", ((0, 6), (0, 4))).data
+    np.testing.assert_array_equal(found, W + 1)
+    save(output, 0, 3)
+    with pytest.raises(CheckpointError, match=r"step 3 is not complete on all 2 ranks; complete steps: 1, 2"):
+        main([*command, "3"])
+    with pytest.raises(CheckpointError, match=r"no rank_N folders to look for step 1"):
+        open_source(output / "checkpoint/rank_0/m_rank_0-1_1.ckpt", step=1)
+
+
+def test_one_rule_for_what_all_ranks_have() -> None:
+    assert common_saves([[1, 2, 3, 2], [2, 1, 3]]) == [1, 3, 2]  # step 2 was saved again, after step 3
+    assert common_step([[1, 2, 3, 2], [3, 2, 1]]) == 2
+    assert common_saves([["a"], []]) == []
+    assert common_step([[4], [5]]) is None
 
 
 def test_resume_takes_the_newest_step_of_all_ranks(output: Path) -> None:

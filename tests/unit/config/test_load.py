@@ -160,6 +160,15 @@ def test_ranks_left_over_are_used_and_said(tmp_path, given, layout):
     assert not load_config(write(tmp_path, SMALL + "use_parallel: True\n"), ranks=1).warnings
 
 
+def test_a_cache_is_not_split(tmp_path):
+    given = ["run_mode=predict", "load_checkpoint=x", "model.model_config.use_past=True"]
+    path = write(tmp_path, SMALL + "use_parallel: True\n")
+    cfg = load_config(path, given, ranks=2)
+    assert not cfg.model.config.use_past
+    assert any("use_past: False instead of True" in warning for warning in cfg.warnings)
+    assert load_config(path, [*given, "use_parallel=False"], ranks=1).model.config.use_past
+
+
 def test_ranks_that_do_not_divide_are_a_problem(tmp_path):
     path = write(tmp_path, SMALL + "use_parallel: True\nparallel_config: {model_parallel: 2}\n")
     assert "1 * 2 * 1 = 2, but the number of processes (RANK_SIZE) is 3" in problems(path, ranks=3)[0]
