@@ -33,11 +33,30 @@ TINY = ["use_parallel=True", "context.device_target=CPU"]
              "model.model_config.offset=4"],
             "offset 4 leaves stage 0 of 2 without a layer",
         ),
+        (
+            ["context.device_target=Ascend", "parallel_config.pipeline_stage=2", "parallel_config.micro_batch_num=2",
+             "micro_batch_interleave_num=2"],
+            "interleaved halves and pipeline stages together do not compile",
+        ),
+        (
+            ["recompute_config.parallel_optimizer_comm_recompute=True",
+             "parallel.parallel_optimizer_config.gradient_accumulation_shard=True"],
+            "without parallel_optimizer_config.gradient_accumulation_shard",
+        ),
+        (["parallel.parallel_mode=3"], r"hybrid parallel needs a model .* take 0 \(data parallel\)"),
+        (["parallel.parallel_mode=3", "parallel_config.model_parallel=2"], r"take 1 \(semi-auto parallel\)"),
+        (["parallel.parallel_mode=2"], r"does not compile .* take 1 \(semi-auto parallel\)"),
+        (["parallel.parallel_mode=STAND_ALONE"], "set use_parallel False"),
+        (["parallel.full_batch=False"], "take parallel_mode 0, in which each rank reads its own records"),
     ],
 )  # fmt: skip
 def test_refused_before_mindspore_is_asked(options: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config("run_llama2_tiny", [*TINY, *options])
+
+
+def test_data_parallel_does_not_ask_for_the_whole_batch() -> None:
+    load_config("run_llama2_tiny", [*TINY, "parallel.parallel_mode=0", "parallel.full_batch=False"])
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,7 @@ def _section_findings(cfg: "RunConfig") -> Iterator[Finding]:
 def _parallel(cfg: "RunConfig") -> Iterator[Finding]:
     if not cfg.use_parallel:
         return
+    yield from _modes(cfg)
     layout = cfg.parallel_config
     ways, stages = layout.model_parallel, layout.pipeline_stage
     config = cfg.model.config
@@ -154,6 +155,27 @@ def _parallel(cfg: "RunConfig") -> Iterator[Finding]:
     if cfg.parallel.device_num is not None:
         yield from rank_findings(cfg, cfg.parallel.device_num, "parallel.device_num")
     yield from _split_on_cpu(cfg)
+
+
+def _modes(cfg: "RunConfig") -> Iterator[Finding]:
+    """Ways to run on several ranks that MindSpore has and this model has not, with the nearest one that works."""
+    mode, layout = cfg.parallel.parallel_mode, cfg.parallel_config
+    whole = layout.model_parallel == layout.pipeline_stage == 1
+    near = "0 (data parallel)" if whole else "1 (semi-auto parallel)"
+    key = "parallel.parallel_mode"
+    if mode in (3, "HYBRID_PARALLEL"):
+        message = f"hybrid parallel needs a model that sends its own messages, and Llama has none; take {near}"
+        yield Finding(key, f"{message}, or the ranks would train apart", ("use_parallel",))
+    if mode == "STAND_ALONE":
+        message = f"every rank would do the same run into the same files; set use_parallel False, or take {near}"
+        yield Finding(key, message, ("use_parallel",))
+    if mode in (2, "AUTO_PARALLEL"):
+        message = "MindSpore 2.10 does not compile the training step in auto parallel; take 1 (semi-auto parallel)"
+        yield Finding(key, message, ("use_parallel",))
+    if mode in (1, "SEMI_AUTO_PARALLEL") and not cfg.parallel.full_batch:
+        message = "False is not supported in semi-auto parallel, which cuts the batch of all ranks; set it True"
+        message += "" if not whole else ", or take parallel_mode 0, in which each rank reads its own records"
+        yield Finding("parallel.full_batch", message, (key,))
 
 
 def _split_on_cpu(cfg: "RunConfig") -> Iterator[Finding]:

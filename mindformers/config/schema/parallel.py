@@ -36,7 +36,7 @@ class ParallelSection(Section):
 
     parallel_mode: Literal[
         0, 1, 2, 3, "STAND_ALONE", "DATA_PARALLEL", "SEMI_AUTO_PARALLEL", "AUTO_PARALLEL", "HYBRID_PARALLEL"
-    ] = Field(1, description="0 data, 1 semi-auto, 2 auto, 3 hybrid parallel, or the upper-case name.")
+    ] = Field(1, description="0 data, 1 semi-auto, 2 auto, 3 hybrid parallel, or the name; runs take 0 or 1.")
     device_num: PositiveInt | None = Field(None, description="Number of ranks; RANK_SIZE of the environment if absent.")
     global_rank: NonNegativeInt | None = Field(None, description="Rank of this process; RANK_ID if absent.")
     gradients_mean: bool = Field(
@@ -46,7 +46,9 @@ class ParallelSection(Section):
     )
     gradient_fp32_sync: bool = Field(True, description="Exchange gradients in fp32.")
     enable_alltoall: bool = Field(False, description="Allow AllToAll when tensors change their layout.")
-    full_batch: bool = Field(True, description="Every rank reads the global batch (semi-auto and auto parallel).")
+    full_batch: bool = Field(
+        True, description="Every rank reads the global batch (semi-auto parallel, which needs True)."
+    )
     search_mode: str = Field("sharding_propagation", description="How auto parallel finds strategies.")
     auto_parallel_search_mode: str = inert("recursive_programming", "older name of search_mode", "use search_mode")
     parameter_broadcast: bool = Field(False, description="Rank 0 sends its parameters to all before training.")
