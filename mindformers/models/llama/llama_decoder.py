@@ -114,7 +114,7 @@ def pack_weights(model: nn.Cell) -> nn.Cell:
         _replace(model, "lm_head", layer)
     model.head_loss = None  # it needs a float weight
     logger.info(
-        "weights are %s now: %.0f MB instead of %.0f MB, the embedding included",
+        "weights are %s now: %.1f MB instead of %.1f MB, the embedding included",
         weight_dtype, _megabytes(model), before,
     )  # fmt: skip
     return model
