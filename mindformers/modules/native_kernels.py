@@ -49,7 +49,7 @@ def sized_op(name: str, inputs: Sequence[Any], output: Any) -> ops.Custom:
         inputs: types of the inputs.
         output: type of the output.
     """
-    # MindSpore keeps the first registration of a name: operators that take other inputs each time need names of their own
+    # MindSpore keeps the first registration of a name: the same kernel with other inputs needs another name
     digest = hashlib.sha256(" ".join(map(str, inputs)).encode()).hexdigest()[:16]
     registration = CustomRegOp(f"{name}{digest}").fusion_type("OPAQUE")
     for index in range(len(inputs)):

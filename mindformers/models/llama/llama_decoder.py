@@ -113,6 +113,7 @@ def pack_weights(model: nn.Cell) -> nn.Cell:
         model.tied = False
         _replace(model, "lm_head", layer)
     model.head_loss = None  # it needs a float weight
+    model.compile_cache.clear()  # graphs compiled so far hold the float weights
     logger.info(
         "weights are %s now: %.1f MB instead of %.1f MB, the embedding included",
         weight_dtype, _megabytes(model), before,
