@@ -29,7 +29,7 @@ namespace mf {
 namespace {
 
 constexpr int64_t kRows = 64;
-constexpr int64_t kChunkBytes = 128 * 1024;   // of a weight: fits into the second-level cache beside the rows
+constexpr int64_t kChunkBytes = 128 * 1024;     // of a weight: fits into the second-level cache beside the rows
 constexpr int64_t kSerialProducts = 64 * 1024;  // fewer multiplications than this are not worth waking a thread
 
 WeightFormat format_of(const Arg& arg, bool int8_too) {
@@ -86,8 +86,8 @@ struct Llama {
 
 // A weight without its scales, (rows, cols); kAny is read from the argument.
 Weight weight_of(const Arg& arg, const char* name, int64_t rows, int64_t cols, WeightFormat format) {
-  require(format_of(arg, true) == format, std::string(name) + ": all weights of a model are of one type, got " +
-                                              arg.describe());
+  require(format_of(arg, true) == format,
+          std::string(name) + ": all weights of a model are of one type, got " + arg.describe());
   Weight weight;
   weight.data = arg.raw(name, {rows, cols});
   weight.rows = arg.dim(0);

@@ -51,9 +51,9 @@ inline void lane_sums(const Vec* v, float* out) {
 
 constexpr int kLine = 64;  // bytes of a cache line
 
-// A turn takes a cache line of each of C weight rows, and asks for the line that the next C rows have at this place: the
-// processor's own prefetching ends with every row and cannot keep up with blocks of several rows of x.
-// Sums are kept A times where they would wait for each other. Takes `depth` columns of rows that are k long.
+// A turn takes a cache line of each of C weight rows, and asks for the line that the next C rows have at this place:
+// the processor's own prefetching ends with every row and cannot keep up with blocks of several rows of x. Sums are
+// kept A times where they would wait for each other. Takes `depth` columns of rows that are k long.
 template <class T, int R, int C, int A>
 inline void block(const T* w, const float* x, int64_t k, int64_t depth, float* out) {
   constexpr int kSteps = kLine / static_cast<int>(sizeof(T)) / kLanes;
