@@ -36,6 +36,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``chat``."""
     parser.add_argument("model", metavar="MODEL", help="name, YAML, output folder of a run, or Hugging Face folder")
     parser.add_argument("--load_checkpoint", default="", metavar="PATH", help="weights in place of the model's own")
+    parser.add_argument("--quantize", choices=("int8", "bfloat16"), help="keep the weights in fewer bits, on CPU")
     parser.add_argument("--chat", action=argparse.BooleanOptionalAction, help="use the Llama 2 chat format, or do not")
     parser.add_argument("--system", default="", metavar="TEXT", help="system prompt of a chat model")
     parser.add_argument("--max_new_tokens", type=int, default=512, metavar="N", help="longest reply (512)")
@@ -114,7 +115,7 @@ def _replier(args: argparse.Namespace, chosen: dict[str, Any], speaks: bool) -> 
 
     target = args.device_target or default_device_target()
     init_context(context_config={"mode": 0, "device_target": target, "device_id": args.device_id})
-    partner = load_partner(args.model, args.load_checkpoint)
+    partner = load_partner(args.model, args.load_checkpoint, args.quantize)
     conversation = Conversation(partner.tokenizer, speaks, args.system)
     return Replier(partner, conversation, chosen, args.max_new_tokens, args.seed)
 

@@ -27,12 +27,13 @@ class Partner:
     tokenizer: Any
 
 
-def load_partner(source: str, load_checkpoint: str = "") -> Partner:
+def load_partner(source: str, load_checkpoint: str = "", weight_dtype: str | None = None) -> Partner:
     """Build the model with its weights, and its tokenizer.
 
     Args:
         source: what ``AutoModel.from_pretrained`` takes, or the name of a shipped config.
         load_checkpoint: weights that replace those of the source.
+        weight_dtype: type the weights are kept in; None as the source says.
 
     Raises:
         MindFormersError: there is no such model, or it has no weights or no vocabulary.
@@ -42,9 +43,10 @@ def load_partner(source: str, load_checkpoint: str = "") -> Partner:
     if not Path(source).expanduser().exists():
         source = str(shipped_configs().get(source, source))
     tokenizer = AutoTokenizer.from_pretrained(source)  # first: it is quick, and may be missing
+    changes = {"weight_dtype": weight_dtype} if weight_dtype else {}
     if not load_checkpoint:
-        return Partner(AutoModel.from_pretrained(source), tokenizer)
-    config = AutoConfig.from_pretrained(source)
+        return Partner(AutoModel.from_pretrained(source, **changes), tokenizer)
+    config = AutoConfig.from_pretrained(source, **changes)
     config.checkpoint_name_or_path = load_checkpoint
     return Partner(AutoModel.from_config(config), tokenizer)
 

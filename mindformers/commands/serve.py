@@ -19,6 +19,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", metavar="MODEL", help="registered name, YAML, folder of ours, or Hugging Face folder")
     add("--load_checkpoint", default="", help="weights that replace those of MODEL")
+    add("--quantize", choices=("int8", "bfloat16"), help="keep the weights in fewer bits, on CPU (docs/native.md)")
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all (default: 127.0.0.1)")
     add("--port", type=int, default=8000, help="port, 0 for a free one (default: 8000)")
     add("--served_model_name", help="name that clients ask for (default: the last part of MODEL)")
@@ -55,7 +56,7 @@ def _serve(args: argparse.Namespace, listener: socket.socket) -> int:
 
     def make_model() -> SlotModel:
         graph_mode()
-        parts["partner"] = load_partner(args.model, args.load_checkpoint)
+        parts["partner"] = load_partner(args.model, args.load_checkpoint, args.quantize)
         slots = SlotModel(parts["partner"].model, args.slots, args.seq_length)
         slots.compile()
         parts["length"] = slots.length

@@ -72,6 +72,13 @@ FLAGS: tuple[Flag, ...] = (
     ),
     Flag("--load_checkpoint", ("load_checkpoint",), "weights to start from", _WEIGHTS, "PATH|NAME"),
     Flag("--adapter_checkpoint", ("adapter_checkpoint",), "LoRA adapter on top of these weights", _WEIGHTS, "PATH"),
+    Flag(
+        "--quantize",
+        ("model.model_config.weight_dtype",),
+        "keep the weights in fewer bits, on CPU (docs/native.md)",
+        _WEIGHTS,
+        "int8|bfloat16",
+    ),
     Flag("--resume_training", ("resume_training",), "go on with an earlier run", _WEIGHTS, _BOOL),
     Flag("--auto_trans_ckpt", ("auto_trans_ckpt",), "slice the weights anew for this layout", _WEIGHTS, _BOOL),
     Flag("--src_strategy_path_or_dir", ("src_strategy_path_or_dir",), "how the weights were sliced", _WEIGHTS, "PATH"),

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from mindformers.errors import ConfigError, DataError, MindFormersError
 from mindformers.evaluation.scoring import TextScorer
+from mindformers.models.llama.llama_decoder import pack_weights
 from mindformers.tools.logger import get_logger
 from mindformers.tools.utils import did_you_mean
 
@@ -39,7 +40,7 @@ def harness_model(network: nn.Cell, tokenizer: Any, batch_size: int = 8) -> Any:
         MindFormersError: lm-eval is not installed.
         ConfigError: an impossible batch size.
     """
-    return _model_class()(network, tokenizer, batch_size)
+    return _model_class()(pack_weights(network), tokenizer, batch_size)
 
 
 def run_harness(model: Any, tasks: Sequence[str], include_path: str | None = None, **options: Any) -> dict[str, Any]:

@@ -104,7 +104,7 @@ class DecodeSession:
     """Generates token by token for a fixed number of rows and a fixed window.
 
     Args:
-        model: has ``config``, ``prefill``, ``increment`` and ``construct(tokens, None, positions)`` (LlamaForCausalLM).
+        model: has ``config``, ``decoding_cell()`` and ``construct(tokens, None, positions)`` (LlamaForCausalLM).
         batch_size: B.
         length: L, most positions of a row.
 
@@ -118,6 +118,7 @@ class DecodeSession:
     def __init__(self, model: nn.Cell, batch_size: int, length: int) -> None:
         config = model.config
         self.model = model
+        self.decoder = model.decoding_cell()
         self.batch_size = batch_size
         self.length = length
         self.vocab_size = config.vocab_size
@@ -201,8 +202,8 @@ class DecodeSession:
             self._caches = (keys, values, self.length)
             self._position = Parameter(initializer("zeros", (rows,), ms.int32), "position", requires_grad=False)
         if kind == "step":
-            return StepGraph(self.model, self._caches, self._position, chooser)
-        graph = PrefillGraph(self.model, self._caches, self._position, chooser)
+            return StepGraph(self.decoder, self._caches, self._position, chooser)
+        graph = PrefillGraph(self.decoder, self._caches, self._position, chooser)
         graph.set_inputs(
             Tensor(shape=[rows, None], dtype=ms.int32),
             Tensor(shape=[rows], dtype=ms.int32),

@@ -69,6 +69,10 @@ class GeneratorMixin:
                 streamer.fail(error)
             raise
 
+    def decoding_cell(self) -> Any:
+        """The cell whose ``prefill`` and ``increment`` a generation calls; a model with kernels for it has another."""
+        return self
+
     def decode_session(self, rows: int, length: int) -> Any:
         """What computes the logits of a call.
 

@@ -14,6 +14,7 @@ from mindformers.checkpoint.load import LoadReport, load_into, read_checkpoint, 
 from mindformers.checkpoint.save import save_network
 from mindformers.errors import ConfigError
 from mindformers.models.pretrained import SAVE_NAME, save_folder
+from mindformers.modules.packed_linear import PackedLinear
 
 __all__ = ["BaseModel"]
 
@@ -48,6 +49,7 @@ class BaseModel(nn.Cell):
         Raises:
             CheckpointError: nothing there, damaged, or not the weights of this model.
         """
+        self._require_floats("no weights can be loaded into it")
         return load_into(self, read_checkpoint(resolve_checkpoint(source)))
 
     def save_pretrained(
@@ -69,12 +71,20 @@ class BaseModel(nn.Cell):
         Raises:
             CheckpointError, ConfigError: a file cannot be written; nothing half-written stays.
         """
+        self._require_floats("it cannot be saved")
         folder = save_folder(save_directory)
         weights = folder / f"{save_name}.{check_format(checkpoint_format)}"
         save_network({p.name: p for p in self.get_parameters()}, weights, fmt=checkpoint_format)
         config = self.config.model_copy(deep=True)
         config.checkpoint_name_or_path = ""  # the directory may move: the weights are found beside the YAML
         return config.save_pretrained(folder, save_name), str(weights)
+
+    def _require_floats(self, consequence: str) -> None:
+        if any(isinstance(cell, PackedLinear) for cell in self.cells()):
+            raise ConfigError(
+                f"the weights of this model are {self.config.weight_dtype} now, so {consequence}: make the model again "
+                "without model_config.weight_dtype"
+            )
 
     @contextlib.contextmanager
     def _weights_of(self, source: str | Path | None) -> Iterator[None]:

@@ -8,6 +8,7 @@ Legend: B batch, S sequence, T = B * S, H hidden, N query heads, K key/value hea
 V vocabulary.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -48,7 +49,9 @@ def sized_op(name: str, inputs: Sequence[Any], output: Any) -> ops.Custom:
         inputs: types of the inputs.
         output: type of the output.
     """
-    registration = CustomRegOp(name).fusion_type("OPAQUE")
+    # MindSpore keeps the first registration of a name: the same kernel with other inputs needs another name
+    digest = hashlib.sha256(" ".join(map(str, inputs)).encode()).hexdigest()[:16]
+    registration = CustomRegOp(f"{name}{digest}").fusion_type("OPAQUE")
     for index in range(len(inputs)):
         registration = registration.input(index, f"x{index}")
     registration = registration.output(0, "y").dtype_format(*(_FORMATS[kind] for kind in (*inputs, output)))

@@ -68,6 +68,13 @@ def wanted(by_context: bool | None = None) -> bool:
     return asked if value == "" else value == "1"
 
 
+def refusal() -> str:
+    """Why the kernels cannot be used even by what asks for them by other means; empty when they can."""
+    if os.environ.get(ENVIRONMENT) == "0":
+        return f"{ENVIRONMENT}=0 switches them off"
+    return problem()
+
+
 def usable() -> bool:
     """Whether native kernels are asked for and can be used; a library that cannot be is one warning."""
     if not wanted():

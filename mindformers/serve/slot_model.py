@@ -68,14 +68,15 @@ class SlotModel:
         dtype = activation_type(to_ms_dtype(config.compute_dtype))
         caches = (new_cache("slot_key", *shape, dtype), new_cache("slot_value", *shape, dtype), self.length)
         model.set_train(False)
-        self._read = _ReadPrompt(model, caches, config.num_kv_heads)
+        decoder = model.decoding_cell()
+        self._read = _ReadPrompt(decoder, caches, config.num_kv_heads)
         self._read.set_inputs(
             Tensor(shape=[1, None], dtype=ms.int32),
             Tensor(shape=[1], dtype=ms.int32),
             Tensor(shape=[1], dtype=ms.int32),
         )
-        self._greedy = _Advance(model, caches, True)
-        self._logits = _Advance(model, caches, False)
+        self._greedy = _Advance(decoder, caches, True)
+        self._logits = _Advance(decoder, caches, False)
         for graph in (self._read, self._greedy, self._logits):
             graph.set_train(False)
 

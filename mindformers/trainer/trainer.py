@@ -17,6 +17,7 @@ from mindformers.core.callback import CheckpointMonitor, StopMonitor
 from mindformers.core.context import init_context, set_seed
 from mindformers.errors import CheckpointError, ConfigError
 from mindformers.models.build import pretrained_tokenizer
+from mindformers.models.llama.llama_decoder import pack_weights
 from mindformers.tools.logger import get_logger
 from mindformers.trainer.build import Given, TrainTask, build_training, try_run
 from mindformers.trainer.evaluate import EvalCell, build_eval_dataset, evaluate
@@ -161,7 +162,7 @@ class Trainer:
         if cfg.only_save_strategy:
             write_strategy(cfg, self._start())
             return {}
-        cell = EvalCell(self._ready(cfg, eval_checkpoint))
+        cell = EvalCell(pack_weights(self._ready(cfg, eval_checkpoint)))
         return evaluate(cfg, cell, self.eval_dataset, tokenizer=self._own_tokenizer())
 
     def predict(

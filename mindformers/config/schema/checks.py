@@ -309,6 +309,9 @@ def _learning_rate(cfg: "RunConfig") -> Iterator[Finding]:
 
 def launch_findings(cfg: "RunConfig") -> Iterator[Finding]:
     """What must be there when the run starts now: data, prompts, files."""
+    if cfg.model.config.weight_dtype not in (None, "float32") and cfg.run_mode not in ("predict", "eval"):
+        message = f"{cfg.model.config.weight_dtype} is for run_mode predict and eval; leave it out"
+        yield Finding(f"{_MODEL}.weight_dtype", message, ("run_mode",))
     if cfg.run_mode in ("train", "finetune"):
         yield from _data("train_dataset", cfg.train_dataset.data_loader, "--train_dataset_dir")
         if cfg.do_eval:

@@ -130,6 +130,11 @@ class LlamaModelConfig(Section):
     softmax_compute_type: Dtype = Field("float32", description="Type of the attention softmax.")
     rotary_dtype: Dtype = Field("float32", description="Type of the rotary rotation.")
     param_init_type: Dtype = Field("float16", description="Type the weights are kept in; norm weights are fp32.")
+    weight_dtype: Literal["float32", "bfloat16", "int8"] | None = Field(
+        None,
+        description="Type the linear layers' weights are kept in to generate and evaluate on CPU by native kernels; "
+        "int8 has a scale per row. None or float32 leaves them as loaded.",
+    )
     parallel_config: TransformerOpParallelConfig = Field(
         default_factory=TransformerOpParallelConfig,
         exclude=True,

@@ -15,6 +15,7 @@ from mindformers.core.loss import CrossEntropyLoss
 from mindformers.generation import GeneratorMixin
 from mindformers.models.base_model import BaseModel
 from mindformers.models.llama.llama_config import LlamaConfig
+from mindformers.models.llama.llama_decoder import decoding_cell
 from mindformers.models.llama.llama_layer import LlamaEmbedding, RotaryTables, rotary_frequencies
 from mindformers.models.llama.llama_transformer import LlamaDecodeLayer
 from mindformers.modules.dtypes import to_ms_dtype
@@ -269,6 +270,10 @@ class LlamaForCausalLM(BaseModel, GeneratorMixin):
         segments = self.cut(segment_ids, (0, 0), (b, length - 1))
         following = self.cut(segment_ids, (0, 1), (b, length - 1))
         return segments, mask * ops.reshape(ops.cast(ops.equal(segments, following), ms.float32), (-1,))
+
+    def decoding_cell(self) -> nn.Cell:
+        """As GeneratorMixin says; packs the weights first where ``config.weight_dtype`` asks for it."""
+        return decoding_cell(self)
 
     def prefill(self, tokens: Tensor, valid_length: Tensor, caches: tuple) -> Tensor:
         """Process whole prompts and fill the caches.
