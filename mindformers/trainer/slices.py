@@ -133,6 +133,6 @@ def report_strategy(layout: OutputLayout) -> None:
     if not is_split():
         raise ConfigError(
             "only_save_strategy: nothing is split, so there is no strategy. It needs use_parallel True and "
-            "parallel.parallel_mode 1 (semi-auto) or 2 (auto)"
+            "parallel.parallel_mode 1 (semi-auto)"
         )
     logger.info("only_save_strategy: rank %d wrote its strategy to %s", layout.rank, layout.strategy_dir)

@@ -22,7 +22,7 @@ def main(file: str) -> None:
         with open(f"{name}.rank_{rank}.log", "w", encoding="utf-8") as log, printing_to(log.fileno()):
             try:
                 run_mindformer.main(words)
-            except BaseException as error:
+            except (Exception, SystemExit) as error:
                 raise RuntimeError(f"run {name}") from error
 
 
