@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from typing import NoReturn
 
+from mindformers.atomic import write_text
+
 
 class MindFormersError(Exception):
     """Base of every error that is the user's to mend; the message says what was given, allowed, and what to do."""
@@ -74,8 +76,6 @@ def _tell_launcher(error: Exception, exit_code: int) -> None:
         return
     record = {"time": time.time(), "error": f"{type(error).__name__}: {error}", "exit_code": exit_code}
     try:
-        with open(f"{path}.tmp", "w", encoding="utf-8") as file:
-            json.dump(record, file)
-        os.replace(f"{path}.tmp", path)
+        write_text(path, json.dumps(record))
     except OSError as failure:  # the error itself still has to be shown
         print(f"note: {path} could not be written: {failure}", file=sys.stderr)

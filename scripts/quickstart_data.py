@@ -7,21 +7,13 @@ prose with code. Both commands write to a temporary name first, and give the sam
 
 import argparse
 import io
-import os
 from pathlib import Path
 
+from mindformers.atomic import write_bytes, write_text
 from mindformers.errors import DataError, run_cli
 
 VALID_EVERY = 16  # every 16th chapter, about 5% of the text, is kept out of training
 LONG_PARAGRAPH = 60  # characters; repeats of shorter ones (headings, "Changed in version ...") are no leak
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a kill at any moment leaves the old content or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
 
 
 def split_text(topics: dict[str, str]) -> tuple[str, str]:
@@ -54,8 +46,9 @@ def make_text(output_dir: Path) -> None:
     """Write train.txt and valid.txt."""
     from pydoc_data.topics import topics
 
+    output_dir.mkdir(parents=True, exist_ok=True)
     for name, text in zip(("train.txt", "valid.txt"), split_text(topics), strict=True):
-        write_atomically(output_dir / name, text.encode())
+        write_text(output_dir / name, text)
         print(f"{output_dir / name}: {len(text):,} characters, {text.count(chr(10) * 2) + 1:,} paragraphs")
 
 
@@ -92,7 +85,8 @@ def make_tokenizer(source: Path, output: Path, vocab_size: int) -> None:
         )
     except RuntimeError as error:
         raise DataError(f"SentencePiece cannot learn {vocab_size} pieces from {source}: {error}") from error
-    write_atomically(output, model.getvalue())
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(output, model.getvalue())
     print(f"{output}: {vocab_size} pieces, {len(model.getvalue()):,} bytes")
 
 

@@ -8,7 +8,7 @@ from typing import Any, get_args, get_origin
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from mindformers.config.save import write_text
+from mindformers.config.save import save_text
 from mindformers.config.schema import RunConfig, Section
 from mindformers.config.tree import branches, is_section, sections_in, yaml_name
 from mindformers.errors import run_cli
@@ -131,7 +131,7 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         print(f"{TARGET} is out of date: python tools/gen_config_doc.py", file=sys.stderr)
         return 1
-    write_text(text, TARGET)
+    save_text(TARGET, text)
     print(TARGET)
     return 0
 

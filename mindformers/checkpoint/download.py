@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+from mindformers.atomic import flush
 from mindformers.checkpoint.ckpt_index import ckpt_problem
-from mindformers.checkpoint.manifest import file_digest, fsync_dir
+from mindformers.checkpoint.manifest import file_digest
 from mindformers.checkpoint.transfer import Patience, part_path, readable, state_path, transfer
 from mindformers.errors import CheckpointError, ConfigError, DataError
 from mindformers.model_zoo import MODELS, STORE, MindFormerBook, ModelEntry, RemoteFile, known_name
@@ -195,7 +196,7 @@ def _download(remote: RemoteFile, target: Path, kind: str, patience: Patience) -
     with open(part, "rb") as file:
         os.fsync(file.fileno())
     os.replace(part, target)
-    fsync_dir(target.parent)
+    flush(target.parent)
     state_path(target).unlink(missing_ok=True)
     logger.info("%s is complete (%s)", target, readable(target.stat().st_size))
     return target

@@ -3,14 +3,14 @@
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from mindformers.checkpoint.layout import manifest_path, parse_step_file, temp_path
+from mindformers.atomic import write_text
+from mindformers.checkpoint.layout import manifest_path, parse_step_file
 from mindformers.errors import CheckpointError
 
 __all__ = [
@@ -21,7 +21,6 @@ __all__ = [
     "damage",
     "file_digest",
     "flatten_config",
-    "fsync_dir",
     "read_manifest",
     "scan",
     "write_manifest",
@@ -125,26 +124,9 @@ def file_digest(path: str | Path, algorithm: str = ALGORITHM) -> str:
     return digest.hexdigest()
 
 
-def fsync_dir(directory: Path) -> None:
-    """Make renames in a folder survive a power cut."""
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def write_manifest(path: Path, manifest: Manifest) -> None:
     """Write the manifest of checkpoint ``path`` atomically and durably."""
-    target = manifest_path(path)
-    temp = temp_path(target)
-    with open(temp, "w", encoding="utf-8") as file:
-        json.dump(asdict(manifest), file, indent=1)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temp, target)
-    fsync_dir(target.parent)
+    write_text(manifest_path(path), json.dumps(asdict(manifest), indent=1) + "\n")
 
 
 def read_manifest(path: str | Path) -> Manifest:

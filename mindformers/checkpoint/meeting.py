@@ -2,11 +2,11 @@
 """Ranks that wait for each other by files, so that the one which fails or hangs is named, not waited for in silence."""
 
 import contextlib
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from mindformers.atomic import write_text
 from mindformers.errors import CheckpointError, MindFormersError
 
 __all__ = ["Meeting"]
@@ -41,10 +41,7 @@ class Meeting:
         return self.folder / f"{self.token}.{what}.rank_{rank}"
 
     def _tell(self, what: str, problem: str) -> None:
-        path = self._event(what, self.rank)
-        temp = path.with_name(f".{path.name}")
-        temp.write_text(problem, encoding="utf-8")
-        os.replace(temp, path)
+        write_text(self._event(what, self.rank), problem)
 
     @contextlib.contextmanager
     def step(self, what: str) -> Iterator[None]:

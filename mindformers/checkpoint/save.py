@@ -18,6 +18,7 @@ import mindspore as ms
 import numpy as np
 from safetensors import SafetensorError
 
+from mindformers.atomic import flush
 from mindformers.checkpoint.layout import check_format, manifest_path, parse_step_file, temp_files, temp_path
 from mindformers.checkpoint.manifest import (
     ALGORITHM,
@@ -25,7 +26,6 @@ from mindformers.checkpoint.manifest import (
     Manifest,
     damage,
     file_digest,
-    fsync_dir,
     scan,
     write_manifest,
 )
@@ -212,7 +212,7 @@ def _write_file(tensors: dict[str, ms.Tensor], path: Path, fmt: str) -> tuple[in
     # An old manifest must never stand beside new data: it would call a good file damaged.
     manifest_path(path).unlink(missing_ok=True)
     os.replace(temp, path)
-    fsync_dir(path.parent)
+    flush(path.parent)
     return size, checksum
 
 
@@ -223,9 +223,9 @@ def _write_temp(tensors: dict[str, ms.Tensor], temp: Path, fmt: str) -> tuple[in
     mode = temp.stat().st_mode  # what the user's umask allows; MindSpore leaves files read-only
     ms.save_checkpoint([{"name": n, "data": t} for n, t in tensors.items()], str(temp), format=fmt)
     temp.chmod(mode)
-    flush = _Background(lambda: _fsync_file(temp))  # the disk and the checksum work at the same time
+    flushing = _Background(lambda: flush(temp))  # the disk and the checksum work at the same time
     checksum = file_digest(temp)
-    flush.join()
+    flushing.join()
     return temp.stat().st_size, checksum
 
 
@@ -249,14 +249,6 @@ class _Background:
         self._thread.join()
         if self._error is not None:
             raise self._error
-
-
-def _fsync_file(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _check_content(tensors: dict[str, ms.Tensor], path: Path, fmt: str) -> None:
@@ -285,9 +277,9 @@ def _failure(path: Path, needed: int, reason: object) -> str:
 
 
 def _temps(path: Path) -> tuple[Path, ...]:
-    """Every temporary name used while writing ``path``: ours, MindSpore's own, and the manifest's."""
+    """Every temporary name used while writing ``path``: ours and MindSpore's own."""
     temp = temp_path(path)
-    return temp, temp.with_suffix(".tmp"), temp_path(manifest_path(path))
+    return temp, temp.with_suffix(".tmp")
 
 
 def _remove_stale_temps(directory: Path) -> None:

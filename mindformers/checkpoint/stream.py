@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mindformers.atomic import flush
 from mindformers.checkpoint.foreign.arrays import Raw, nbytes
 from mindformers.checkpoint.layout import check_format, manifest_path, temp_path
-from mindformers.checkpoint.manifest import ALGORITHM, Manifest, fsync_dir, write_manifest
+from mindformers.checkpoint.manifest import ALGORITHM, Manifest, write_manifest
 from mindformers.errors import CheckpointError
 from mindformers.version import __version__
 
@@ -217,7 +218,7 @@ class CheckpointStream:
         manifest_path(self.path).unlink(missing_ok=True)  # an old one would call the new file damaged
         size = self._temp.stat().st_size
         os.replace(self._temp, self.path)
-        fsync_dir(self.path.parent)
+        flush(self.path.parent)
         described = [{"name": n, "shape": list(shape), "dtype": dtype} for n, shape, dtype in self._plan]
         known = {"size": size, "checksum": self._output.digest.hexdigest(), "parameters": described}
         manifest = Manifest.from_fields({**self._fields, **known, "algorithm": ALGORITHM})

@@ -21,6 +21,7 @@ import requests
 import urllib3
 from tqdm import tqdm
 
+from mindformers.atomic import write_text
 from mindformers.errors import CheckpointError
 from mindformers.tools.logger import get_logger
 
@@ -329,9 +330,7 @@ class _Transfer:
     def _write_state(self, state: _State) -> None:
         if state == self.state and self.state_file.exists():
             return
-        temporary = self.state_file.with_name("." + self.state_file.name)
-        temporary.write_text(json.dumps(asdict(state)) + "\n", encoding="utf-8")
-        temporary.replace(self.state_file)
+        write_text(self.state_file, json.dumps(asdict(state)) + "\n")
         self.state = state
 
     def _discard(self) -> None:

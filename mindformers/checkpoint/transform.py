@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from mindformers.atomic import flush
 from mindformers.checkpoint.cluster import rank_folders
 from mindformers.checkpoint.foreign.arrays import Raw, nbytes
 from mindformers.checkpoint.foreign.table import EMBEDDING, HEAD
 from mindformers.checkpoint.layout import manifest_path
-from mindformers.checkpoint.manifest import fsync_dir
 from mindformers.checkpoint.names import is_weight_name
 from mindformers.checkpoint.sliced import ShardedSource, Source, open_file_by_parts
 from mindformers.checkpoint.sources import Opened
@@ -170,7 +170,7 @@ def _publish(inside: Sequence[Path], files: Sequence[Path]) -> None:
         manifest_path(file).unlink(missing_ok=True)
         os.replace(temp, file)
         os.replace(manifest_path(temp), manifest_path(file))
-        fsync_dir(file.parent)
+        flush(file.parent)
 
 
 class _Work:

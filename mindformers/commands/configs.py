@@ -8,7 +8,7 @@ from pathlib import Path
 from mindformers.commands import Command
 from mindformers.config import RunConfig, load_config
 from mindformers.config.files import shipped_configs
-from mindformers.config.save import to_yaml, write_text
+from mindformers.config.save import save_text, to_yaml
 from mindformers.config.yaml_text import read_text
 from mindformers.errors import ConfigError
 from mindformers.tools.utils import did_you_mean
@@ -92,9 +92,8 @@ def cp(args: argparse.Namespace) -> int:
     if destination.exists() and not args.force:
         raise ConfigError(f"{destination} exists; --force overwrites it")
     text = to_yaml(load_config(args.name).to_dict())
-    write_text(
-        f"# A copy of {Path(args.name).stem} with every key; what the keys mean: docs/config.md\n{text}", destination
-    )
+    title = f"# A copy of {Path(args.name).stem} with every key; what the keys mean: docs/config.md"
+    save_text(destination, f"{title}\n{text}")
     print(destination)
     return 0
 

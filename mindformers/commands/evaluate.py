@@ -3,10 +3,10 @@
 
 import argparse
 import json
-import os
 from pathlib import Path
 from typing import Any
 
+from mindformers.atomic import write_text
 from mindformers.commands import Command
 from mindformers.config import load_config
 from mindformers.errors import ConfigError
@@ -95,9 +95,7 @@ def _output_file(name: str | None) -> Path | None:
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, json.dumps(content, indent=1, default=str) + "\n")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """A config as YAML text, and written to a file that is either old or complete."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from mindformers import atomic
 from mindformers.config.schema.run import RunConfig
 from mindformers.errors import ConfigError
 
@@ -54,20 +54,15 @@ def save_config(config: RunConfig, path: str | Path) -> Path:
     Raises:
         ConfigError: it cannot be written.
     """
-    return write_text(to_yaml(config.to_dict()), path)
+    return save_text(path, to_yaml(config.to_dict()))
 
 
-def write_text(text: str, path: str | Path) -> Path:
-    """Write a text file by a temporary name and a rename; errors as for :func:`save_config`."""
+def save_text(path: str | Path, text: str) -> Path:
+    """Write a text file, and its folder where there is none; errors as for :func:`save_config`."""
     target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_text(text, encoding="utf-8")
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        atomic.write_text(target, text)
     except OSError as error:
         raise ConfigError(f"{target}: cannot be written: {error.strerror or error}") from error
     return target

@@ -2,11 +2,11 @@
 """Names of MindIR files, and the JSON beside them that says what they were exported from."""
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mindformers.atomic import write_text
 from mindformers.errors import CheckpointError
 from mindformers.tools.utils import nearest
 
@@ -93,14 +93,8 @@ class PairInfo:
     graphs: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def write(self, path: Path) -> None:
-        """Write the JSON: a temporary name, then a rename."""
-        temporary = path.with_name(f".tmp.{path.name}")
-        text = json.dumps({"format": _FORMAT, **asdict(self)}, indent=2)
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        """Write the JSON."""
+        write_text(path, json.dumps({"format": _FORMAT, **asdict(self)}, indent=2) + "\n")
 
     @classmethod
     def read(cls, mindir: str | Path) -> "PairInfo | None":

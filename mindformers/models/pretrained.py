@@ -16,7 +16,7 @@ from mindformers.checkpoint.foreign import foreign_kind
 from mindformers.checkpoint.layout import FORMATS
 from mindformers.checkpoint.load import resolve_checkpoint
 from mindformers.config import RunConfig, load_config
-from mindformers.config.save import to_yaml, write_text
+from mindformers.config.save import save_text, to_yaml
 from mindformers.errors import CheckpointError, ConfigError
 from mindformers.model_zoo import MODELS, MindFormerBook, known_name
 from mindformers.tools.utils import did_you_mean, listing
@@ -140,7 +140,7 @@ def update_yaml(file: Path, sections: Mapping[str, Any]) -> Path:
     document = _document(file) if file.exists() else {}
     if document is None:
         raise ConfigError(f"{file} is there and is no YAML of keys: remove it, or give another save_name")
-    return write_text(to_yaml({**document, **sections}), file)
+    return save_text(file, to_yaml({**document, **sections}))
 
 
 def _shipped(name: str) -> Path:

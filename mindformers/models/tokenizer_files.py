@@ -2,18 +2,17 @@
 """Reading and writing a tokenizer's directory: ``tokenizer.model`` and the settings beside it."""
 
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from mindformers.atomic import write_bytes, write_text
 from mindformers.errors import DataError
 from mindformers.tools.logger import get_logger
 from mindformers.tools.utils import listing
 
-__all__ = ["PretrainedFilesMixin", "write_atomically"]
+__all__ = ["PretrainedFilesMixin"]
 
 logger = get_logger(__name__)
 VOCAB_NAME = "tokenizer.model"
@@ -94,7 +93,7 @@ class PretrainedFilesMixin:
         if directory.is_file():
             raise DataError(f"save_directory {directory} is a file; give a directory")
         directory.mkdir(parents=True, exist_ok=True)
-        write_atomically(directory / VOCAB_NAME, self.serialized_vocabulary())
+        write_bytes(directory / VOCAB_NAME, self.serialized_vocabulary())
         settings = self.settings()
         if file_format == "json":
             target = directory / HF_CONFIG_NAME
@@ -107,27 +106,8 @@ class PretrainedFilesMixin:
             section = {**settings, "vocab_file": VOCAB_NAME, "type": type(self).__name__}
             processor = {"type": "LlamaProcessor", **(document.get("processor") or {}), "tokenizer": section}
             content = yaml.safe_dump({**document, "processor": processor}, sort_keys=False, allow_unicode=True)
-        write_atomically(target, content.encode("utf-8"))
+        write_text(target, content)
         return str(target), str(directory / VOCAB_NAME)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name beside its own, then rename."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _read_settings(path: Path) -> tuple[dict[str, Any], dict[str, int]]:

@@ -8,7 +8,6 @@ transformers, so rows of B need no permutation.
 
 import json
 import math
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,10 +16,10 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
+from mindformers.atomic import write_bytes, write_text
 from mindformers.checkpoint.foreign.arrays import as_float32
 from mindformers.checkpoint.foreign.files import SafetensorsFile
 from mindformers.checkpoint.foreign.table import TABLE
-from mindformers.checkpoint.manifest import fsync_dir
 from mindformers.config.schema.model import LoraSection
 from mindformers.errors import CheckpointError, ConfigError
 from mindformers.pet.lora import LORA_A, LORA_B
@@ -177,9 +176,8 @@ def write_peft(
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / WEIGHTS_FILE, save(theirs, metadata={"format": "pt"}))
-        _write(folder / CONFIG_FILE, (json.dumps(values, indent=2) + "\n").encode())
-        fsync_dir(folder)
+        write_bytes(folder / WEIGHTS_FILE, save(theirs, metadata={"format": "pt"}))
+        write_text(folder / CONFIG_FILE, json.dumps(values, indent=2) + "\n")
     except OSError as error:
         raise CheckpointError(f"could not write the adapter into {folder}: {error}") from error
     return [folder / CONFIG_FILE, folder / WEIGHTS_FILE]
@@ -209,18 +207,6 @@ def _targets(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
     absent = [re.escape(place) + "$" for place in sorted(everywhere - places)]
     leaves = "|".join(f"{module.rpartition('.')[2]}$" for module in modules)
     return {"target_modules": leaves} | ({"exclude_layers": absent} if absent else {})
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".tmp.{path.name}")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def config_of(fields: Mapping[str, Any], path: Path) -> LoraSection:

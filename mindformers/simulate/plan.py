@@ -16,6 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from mindformers.atomic import replacing
 from mindformers.config import RunConfig, save_config
 from mindformers.errors import ConfigError, DeviceError
 from mindformers.simulate.memory import GIB, StageMemory, stage_memory
@@ -151,9 +152,8 @@ def _copy_strategies(folder: Path, per_stage: int, size: int) -> None:
         source = folder / f"ckpt_strategy_rank_{rank - rank % per_stage}.ckpt"
         target = folder / f"ckpt_strategy_rank_{rank}.ckpt"
         if target != source:
-            temporary = target.with_name(target.name + ".tmp")
-            shutil.copyfile(source, temporary)
-            os.replace(temporary, target)
+            with replacing(target) as temporary:
+                shutil.copyfile(source, temporary)
 
 
 _ALONE = {"data_parallel": 1, "model_parallel": 1, "pipeline_stage": 1, "micro_batch_num": 1}

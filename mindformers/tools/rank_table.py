@@ -9,7 +9,6 @@ devices have no card of their own, every ``device_ip`` being the ``server_id``, 
 
 import ipaddress
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mindformers.atomic import write_text
 from mindformers.errors import ConfigError
 
 __all__ = [
@@ -236,7 +236,7 @@ def read_table(path: str | Path) -> RankTable:
 
 
 def write_table(table: RankTable, path: str | Path) -> Path:
-    """Write a table under a temporary name and rename it.
+    """Write a table.
 
     Raises:
         ConfigError: the table has a problem, or the file cannot be written; an older file then stays as it was.
@@ -244,16 +244,8 @@ def write_table(table: RankTable, path: str | Path) -> Path:
     path = Path(path)
     text = table.to_json()
     parse_table(text, str(path))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        try:
-            with open(temporary, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_text(path, text)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written: {error.strerror or error}") from error
     return path

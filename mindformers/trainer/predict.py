@@ -10,7 +10,7 @@ from mindspore import nn
 
 from mindformers.checkpoint.download import fetch
 from mindformers.config import RunConfig
-from mindformers.config.save import write_text
+from mindformers.config.save import save_text
 from mindformers.core.distributed import world
 from mindformers.errors import CheckpointError, ConfigError, DataError
 from mindformers.model_zoo import known_name
@@ -96,6 +96,6 @@ def predict(
     if world()[0] != 0:  # every rank has the same texts
         return results
     path = Path(cfg.save_file or "text_generation_result.txt")
-    write_text(str(results) + "\n", path)
+    save_text(path, str(results) + "\n")
     logger.info("result written to %s", path)
     return results

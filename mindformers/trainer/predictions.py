@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mindformers.atomic import write_text
 from mindformers.errors import DataError
 from mindformers.tools.logger import get_logger
 
@@ -49,7 +50,7 @@ class PredictionStore:
             else:
                 for file in (self.path, self._partial, self._about):
                     file.unlink(missing_ok=True)
-            self._write(self._about, json.dumps(self._run, indent=1) + "\n")
+            write_text(self._about, json.dumps(self._run, indent=1) + "\n")
         except OSError as error:
             raise DataError(f"predictions cannot be written to {self.path}: {error}") from error
 
@@ -69,7 +70,7 @@ class PredictionStore:
         """All records in the order of the data; the file gets its name."""
         ordered = [self.done[index] for index in sorted(self.done)]
         if self._partial.exists() or not self.path.exists():
-            self._write(self.path, "".join(map(_line, ordered)))
+            write_text(self.path, "".join(map(_line, ordered)))
             self._partial.unlink(missing_ok=True)
         return ordered
 
@@ -102,14 +103,6 @@ class PredictionStore:
                 f"{self.path} holds predictions of another run:\n" + "\n".join(lines) + "\n"
                 f"Delete {self.path.name}* to generate anew, or choose another name: --metric.predictions_file FILE"
             )
-
-    def _write(self, path: Path, text: str) -> None:
-        temporary = path.with_name(path.name + ".tmp")
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
 
 
 # Characters that some readers take for the end of a line.

@@ -22,6 +22,7 @@ ROWS = {
     "mindformers": 0,  # __init__ is a table of names, resolved on first use
     "mindformers.version": 0,
     "mindformers.errors": 0,
+    "mindformers.atomic": 0,
     "mindformers.config": 0,
     "mindformers.registry": 0,
     "mindformers.tools": 0,

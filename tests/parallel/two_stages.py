@@ -27,13 +27,17 @@ def make_network() -> LlamaForCausalLM:
     return network
 
 
-class FirstStage(nn.Cell):
-    """Embedding and the first layers."""
+class Stage(nn.Cell):
+    """A part of the network, and the sum that stands for Send and Receive."""
 
     def __init__(self, network: LlamaForCausalLM) -> None:
         super().__init__(auto_prefix=False)
         self.network = network
         self.exchange = ops.AllReduce()
+
+
+class FirstStage(Stage):
+    """Embedding and the first layers."""
 
     def construct(self, ids: Tensor, labels: Tensor, zeros: Tensor) -> Tensor:
         """A scalar that is zero; labels are not looked at."""
@@ -43,13 +47,8 @@ class FirstStage(nn.Cell):
         return ops.reduce_sum(sent * sent * zeros)
 
 
-class LastStage(nn.Cell):
+class LastStage(Stage):
     """The other layers, norm, head and loss."""
-
-    def __init__(self, network: LlamaForCausalLM) -> None:
-        super().__init__(auto_prefix=False)
-        self.network = network
-        self.exchange = ops.AllReduce()
 
     def construct(self, ids: Tensor, labels: Tensor, zeros: Tensor) -> Tensor:
         """The summed loss."""

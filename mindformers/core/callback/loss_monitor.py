@@ -3,7 +3,6 @@
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from mindspore.train import Callback
 
+from mindformers.atomic import write_text
 from mindformers.core.progress import TrainProgress
 from mindformers.core.throughput import clock, tokens_per_second
 from mindformers.errors import ConfigError, TrainingError
@@ -178,9 +178,7 @@ def _cut(path: Path, start_step: int) -> None:
                     kept.append(line + "\n")
             except (ValueError, KeyError, TypeError):
                 continue  # the half line of a killed run
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, "".join(kept))
 
 
 def _tensorboard_writer(metrics_file: Path | None, start_step: int) -> Any:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from mindformers.atomic import flush
 from mindformers.checkpoint.ckpt_file import CkptFile
 from mindformers.checkpoint.foreign import WeightSource, foreign_kind
 from mindformers.checkpoint.foreign.arrays import FLOATS, Raw, cast, nbytes
@@ -23,7 +24,6 @@ from mindformers.checkpoint.foreign.files import SafetensorsFile, listed
 from mindformers.checkpoint.foreign.table import EMBEDDING, HEAD, entry_of, expected_shapes, foreign_name, permute
 from mindformers.checkpoint.foreign.torch_writer import TorchWriter
 from mindformers.checkpoint.layout import temp_path
-from mindformers.checkpoint.manifest import fsync_dir
 from mindformers.checkpoint.names import is_weight_name, shape_hint
 from mindformers.checkpoint.stream import CheckpointStream, Planned, SafetensorsWriter, check_space
 from mindformers.errors import CheckpointError
@@ -226,7 +226,7 @@ def new_folder(folder: Path, needed: int, overwrite: bool) -> Iterator[Path]:
         if folder.exists():
             folder.rename(old)
         temp.rename(folder)
-        fsync_dir(folder.parent)
+        flush(folder.parent)
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be written: {error}") from error
     finally:

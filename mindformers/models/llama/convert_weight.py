@@ -15,12 +15,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mindformers.atomic import replacing
 from mindformers.checkpoint.foreign import WeightSource, foreign_kind, open_foreign
 from mindformers.checkpoint.foreign.arrays import FLOATS
 from mindformers.checkpoint.layout import FORMATS
 from mindformers.checkpoint.load import resolve_checkpoint, sound_checkpoint
 from mindformers.config import load_config
-from mindformers.config.save import to_yaml, write_text
+from mindformers.config.save import save_text, to_yaml
 from mindformers.errors import CheckpointError, ConfigError, run_cli
 from mindformers.models.llama.conversion import (
     OwnWeights,
@@ -213,7 +214,7 @@ def _report(path: Path, what: str, size: int, started: float) -> None:
 def _write_config(config: LlamaConfig, path: Path) -> None:
     """The config beside the checkpoint, so that whoever reads it needs no flag."""
     values = config.to_dict() | {"checkpoint_name_or_path": ""}
-    write_text(to_yaml({"model": {"model_config": values, "arch": {"type": "LlamaForCausalLM"}}}), path)
+    save_text(path, to_yaml({"model": {"model_config": values, "arch": {"type": "LlamaForCausalLM"}}}))
     print(f"wrote {path}: the config")
 
 
@@ -226,9 +227,8 @@ def _copy_tokenizer(source: Path, target: Path, names: Sequence[str] = TOKENIZER
         if new.exists():
             print(f"note: {new} exists and differs from {there}; it was left as it is")
             continue
-        temporary = new.with_name(f".tmp.{name}")
-        shutil.copyfile(there, temporary)
-        temporary.rename(new)
+        with replacing(new) as temporary:
+            shutil.copyfile(there, temporary)
         print(f"wrote {new}: the tokenizer")
 
 

@@ -106,13 +106,13 @@ def test_export_reports_every_mistake(tmp_path):
 def test_export_command(network, tmp_path, capsys):
     import mindspore as ms
 
-    from mindformers.config.save import to_yaml, write_text
+    from mindformers.config.save import save_text, to_yaml
 
     ms.save_checkpoint(network, str(tmp_path / "w.ckpt"))
     model = {"model_config": network.config.to_dict() | {"checkpoint_name_or_path": ""}}
     infer = {"prefill_model_path": str(tmp_path / "out" / "p.mindir"), "infer_seq_length": 32}
     infer["increment_model_path"] = str(tmp_path / "out" / "i.mindir")
-    write_text(to_yaml({"context": {"device_target": "CPU"}, "infer": infer, "model": model}), tmp_path / "c.yaml")
+    save_text(tmp_path / "c.yaml", to_yaml({"context": {"device_target": "CPU"}, "infer": infer, "model": model}))
     assert export.main(["--model_dir", str(tmp_path), "--batch_size", "1"]) == 0
     output = capsys.readouterr().out
     assert "exporting the prefill graph: input_ids [1, 32] int32, input_position [1] int32" in output

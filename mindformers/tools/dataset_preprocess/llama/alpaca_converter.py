@@ -13,16 +13,14 @@ import json
 import os
 import signal
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 if not __package__:  # run as a script: the code of the same checkout
     sys.path.insert(0, str(Path(__file__).resolve().parents[4]))
 
+from mindformers.atomic import replacing
 from mindformers.errors import DataError, run_cli
 from mindformers.tools.dataset_preprocess.llama.arguments import positive, terminated
 from mindformers.tools.dataset_preprocess.llama.conversations import checked_text, dialogue_of
@@ -117,7 +115,11 @@ def convert(data_path: Path, output_path: Path, num_workers: int = 1, show: bool
         DataError: the file cannot be read, or none of its records can be used.
     """
     count, skipped = 0, Skipped()
-    with byte_progress([str(data_path)], "convert", show) as advance, _replacing(output_path) as file:
+    with (
+        byte_progress([str(data_path)], "convert", show) as advance,
+        replacing(output_path) as name,
+        open(name, "w", encoding="utf-8") as file,
+    ):
         numbered = batches(enumerate(read_json_records(data_path, advance)), _BATCH)
         file.write("[")
         for texts, bad in ordered_map(numbered, _converter, num_workers):
@@ -131,24 +133,6 @@ def convert(data_path: Path, output_path: Path, num_workers: int = 1, show: bool
             shown = "".join(f"\n  {line}" for line in skipped.lines())
             raise DataError(f"{data_path}: none of its {skipped.count} records can be used{shown}")
     return count, skipped
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[TextIO]:
-    """A text file that takes the place of ``path`` when everything went well."""
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(name, 0o666 & ~mask)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
 
 
 def build_parser() -> argparse.ArgumentParser:
