@@ -31,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--rank_id", type=int, default=0, help="rank of this process, for MindSpore Lite (default: 0)")
     add("--do_sample", type=str2bool, default=False, help="draw tokens at random (default: False)")
     add("--temperature", type=float, default=1.0, help="divides the logits when drawing (default: 1.0)")
-    add("--top_k", type=int, default=1, help="draw among this many likeliest tokens, 0 for all (default: 1)")
+    add("--top_k", type=int, help="draw among this many likeliest tokens (default: 0, all of them)")
     add("--top_p", type=float, default=1.0, help="draw among the likeliest that reach this probability (default: 1.0)")
     add("--repetition_penalty", type=float, default=1.0, help="above 1: repeat less (default: 1.0)")
     add("--seed", type=int, help="of the random draws")
@@ -89,7 +89,8 @@ def _tokenizer(args: argparse.Namespace) -> Any:
 def _settings(args: argparse.Namespace, task: Any) -> dict[str, Any]:
     names = ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty", "seed", "add_special_tokens")
     limit = args.max_length or min(_LONGEST, task.model.config.seq_length)
-    return {name: getattr(args, name) for name in names} | {"max_length": limit}
+    settings = {name: getattr(args, name) for name in names} | {"max_length": limit}
+    return settings | {"top_k": args.top_k or 0}
 
 
 def answer(task: Any, text: str, settings: dict[str, Any], stream: bool) -> None:

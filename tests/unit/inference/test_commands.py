@@ -48,6 +48,16 @@ def test_stream_and_prompt_template_give_the_same_text(files, monkeypatch, capsy
     assert ("the quick fox jumps" + streamed).split() == eval(whole)[0].split()
 
 
+def test_do_sample_alone_draws_from_all_tokens(files, monkeypatch, capsys):
+    def told(*flags: str) -> str:
+        typed(monkeypatch, "the quick fox\n")
+        run_infer_main.main([*files, "--max_length", "24", *flags])
+        return next(line for line in capsys.readouterr().out.splitlines() if line.startswith("["))
+
+    draws = [told("--do_sample", "True", "--seed", seed) for seed in ("1", "2", "2")]
+    assert told() != draws[0] != draws[1] == draws[2]
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
