@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a config to everything a training run needs, in straight lines."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +26,7 @@ from mindformers.trainer.adapters import (
 )
 from mindformers.trainer.callbacks import build_callbacks, eval_callback
 from mindformers.trainer.evaluate import EvalCell, try_evaluation
+from mindformers.trainer.given import Given
 from mindformers.trainer.network import load_weights, settled_network
 from mindformers.trainer.parallel import lay_out
 from mindformers.trainer.resuming import find_run
@@ -54,23 +54,6 @@ class TrainTask:
     callbacks: list[Any] = field(default_factory=list)
     steps_left: int = 0
     eval_cell: EvalCell | None = None
-
-
-@dataclass
-class Given:
-    """Objects a script made itself, used in place of what the config describes.
-
-    Args:
-        network: a model; its weights are kept unless ``load_checkpoint`` names others.
-        optimizer: over parameters of ``network``.
-        wrapper: the train step of ``network``, with an optimizer of its own.
-        callbacks: in addition to the config's; one of the same class replaces the config's.
-    """
-
-    network: nn.Cell | None = None
-    optimizer: nn.Optimizer | None = None
-    wrapper: nn.Cell | None = None
-    callbacks: Sequence[Any] = ()
 
 
 def build_training(

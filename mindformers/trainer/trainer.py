@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trainer: the verbs train, finetune, evaluate and predict over one config."""
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,9 @@ from mindformers.errors import CheckpointError, ConfigError
 from mindformers.models.build import pretrained_tokenizer
 from mindformers.models.llama.llama_decoder import pack_weights
 from mindformers.tools.logger import get_logger
-from mindformers.trainer.build import Given, TrainTask, build_training, try_run
+from mindformers.trainer.build import TrainTask, build_training, try_run
 from mindformers.trainer.evaluate import EvalCell, build_eval_dataset, evaluate
+from mindformers.trainer.given import Given, metric_section
 from mindformers.trainer.network import build_network, load_weights
 from mindformers.trainer.parallel import gather_weights_again, lay_out, parallel_section
 from mindformers.trainer.predict import predict
@@ -84,14 +84,13 @@ class Trainer:
         self.tokenizer = tokenizer
         self.save_config = save_config
         own = None if model is None or isinstance(model, str | Path) else model
-        self._given = Given(own, optimizers, wrapper, _listed(callbacks))
-        _check_given(self._given)
+        self._given = Given(own, optimizers, wrapper, callbacks)
         if eval_callbacks:
             raise ConfigError(
                 "eval_callbacks are not supported: evaluation is one pass; evaluate() returns the metrics"
             )
         if compute_metrics is not None:
-            self.config.metric = _metric_section(compute_metrics)
+            self.config.metric = metric_section(compute_metrics)
         self._eval_batch = args.per_device_eval_batch_size if isinstance(args, TrainingArguments) else None
         self._network: nn.Cell | None = own
         adapters = self.config.model.config.pet_config
@@ -360,41 +359,3 @@ def _feed(task: TrainTask, runner: RunnerSection, callbacks: list[Any]) -> None:
     if rest:
         logger.warning("the last %d steps do not fill a sink of %d and are not run", rest, sink_size)
     model.train(chunks, task.dataset, callbacks=callbacks, dataset_sink_mode=True, sink_size=sink_size)
-
-
-def _listed(callbacks: Any) -> list[Any]:
-    given = [] if callbacks is None else list(callbacks) if isinstance(callbacks, Sequence) else [callbacks]
-    for callback in given:
-        if not isinstance(callback, ms.Callback):
-            raise ConfigError(f"callbacks hold a {type(callback).__name__}: give objects of mindspore.Callback")
-    return given
-
-
-def _check_given(given: Given) -> None:
-    """An optimizer and a wrapper only mean something with the model they were made for."""
-    for name, kind in (("optimizer", nn.Optimizer), ("wrapper", nn.Cell)):
-        value = getattr(given, name)
-        if value is None:
-            continue
-        argument = "optimizers" if name == "optimizer" else name
-        if not isinstance(value, kind):
-            raise ConfigError(f"{argument} is {type(value).__name__}: give a {kind.__name__}")
-        if given.network is None:
-            raise ConfigError(f"{argument} belongs to the parameters of a model: give the model object it was made for")
-        own = {id(parameter) for parameter in given.network.get_parameters()}
-        weights = value.parameters if name == "optimizer" else value.trainable_params()
-        if not any(id(parameter) in own for parameter in weights):
-            raise ConfigError(f"{argument} was made for another model than the one given")
-    if given.optimizer is not None and given.wrapper is not None:
-        raise ConfigError("a wrapper has an optimizer of its own: give optimizers or wrapper, not both")
-
-
-def _metric_section(metric: Any) -> Any:
-    if isinstance(metric, str):
-        return {"type": metric}
-    if isinstance(metric, Mapping):
-        return dict(metric)
-    raise ConfigError(
-        f"compute_metrics is {type(metric).__name__}: give the name of a registered metric, or a section with 'type'. "
-        "One of your own: decorate its class with MindFormerRegister.register(MindFormerModuleType.METRIC)"
-    )
