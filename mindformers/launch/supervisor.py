@@ -181,9 +181,13 @@ class Supervisor:
         return [child for child in self.children if child.poll() is None]
 
     def _end(self) -> None:
-        """End every process; the scheduler may leave by itself when all ranks ended well."""
+        """End every process.
+
+        When all ranks ended well, the scheduler of several servers may leave by itself: others may still need it. That
+        of one server is not waited for: it looks every 5 seconds only whether all have left.
+        """
         ranks = [child for child in self.children if child.spec.rank is not None]
-        if ranks and all(child.poll() == 0 for child in ranks):
+        if ranks and all(child.poll() == 0 for child in ranks) and not isinstance(self.job.hosts, Alone):
             deadline = time.monotonic() + 2 * self.job.grace
             while self._living() and time.monotonic() < deadline:
                 self._fetch_signal(0.1)

