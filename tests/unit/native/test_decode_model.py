@@ -6,6 +6,7 @@ import pytest
 from mindspore import Tensor
 
 from mindformers.errors import ConfigError, DeviceError
+from mindformers.generation.sampling import Choice
 from mindformers.models.llama.llama import LlamaForCausalLM
 from mindformers.models.llama.llama_decoder import NativeDecoder, pack_weights
 from mindformers.native import library
@@ -72,6 +73,36 @@ def test_rows_end_at_their_own_end_token(plain, native):
         new = whole[len(prompt) :]
         stop = new.index(ended) + 1 if ended in new else len(new)
         assert row == whole[: len(prompt) + stop]
+
+
+class Listener:
+    """A streamer that keeps what it gets."""
+
+    def __init__(self) -> None:
+        self.ids, self.ended = [], 0
+
+    def put(self, ids) -> None:
+        self.ids.append(ids.tolist())
+
+    def end(self) -> None:
+        self.ended += 1
+
+
+def test_a_stream_and_a_stop_see_every_token_once_though_several_come_in_a_launch(plain, native):
+    whole, prompt = plain.expected[2], PROMPTS[2]
+    new = whole[len(prompt) :]
+    assert native.decode_session(1, len(whole)).makes_several(Choice("greedy"))
+    for _ in range(3):  # the later ones know the pace of the first
+        listener, asked = Listener(), []
+
+        def stop(ids, asked=asked):
+            asked.append(list(ids))
+            return len(ids) == 6
+
+        assert texts(native, prompt, streamer=listener, stop=stop) == [whole[: len(prompt) + 6]]
+        assert listener.ids == [prompt, *([token] for token in new[:6])]
+        assert listener.ended == 1
+        assert asked == [new[: i + 1] for i in range(6)]
 
 
 def test_a_full_window_ends_there(native):
