@@ -4,6 +4,7 @@
 Legend: B rows, S positions of this call, L positions of the cache, V vocabulary.
 """
 
+import time
 from collections import OrderedDict
 from typing import Any
 
@@ -84,6 +85,25 @@ class StepGraph(OftenCalled):
         return self.chooser(logits, tokens, controls)
 
 
+class GreedyGraph(OftenCalled):
+    """Some greedy tokens per row in one launch, by a decoder that has ``greedy``."""
+
+    def __init__(self, decoder: nn.Cell, caches: tuple, position: Parameter) -> None:
+        super().__init__(auto_prefix=False)
+        self.decoder = decoder
+        self.keys, self.values, self.length = caches
+        self.position = position
+        self.one = Tensor(np.ones(position.shape, np.int32))
+        self.last = Tensor(np.full(position.shape, self.length - 1, np.int32))
+
+    def construct(self, tokens: Tensor, steps: Tensor, ends: Tensor) -> Tensor:
+        """int32 (B, 1), int32 (1,), int32 (E,) -> int32 (B, at least steps)."""
+        position = ops.minimum(self.position + self.one, self.last)  # as in StepGraph
+        found = self.decoder.greedy(tokens, position, steps, ends, (self.keys, self.values, self.length))
+        ops.assign_add(self.position, self.one * steps)
+        return found
+
+
 class FullGraph(OftenCalled):
     """All tokens so far -> the next ones, without any cache."""
 
@@ -130,6 +150,7 @@ class DecodeSession:
         self._graphs: dict[tuple[str, Choice], nn.Cell] = {}
         self._choosers: dict[Choice, TokenChooser] = {}
         self._rows: tuple[np.ndarray, np.ndarray] | None = None
+        self._pace: float | None = None  # seconds of one of several steps
 
     def start(self, tokens: np.ndarray, lengths: np.ndarray, choice: Choice, controls: Tensor, cached: bool) -> Tensor:
         """Take the prompts and choose the first new tokens.
@@ -173,6 +194,32 @@ class DecodeSession:
         lengths[:] = np.minimum(lengths + 1, self.length)
         return self._graph("full", choice)(Tensor(filled), Tensor(lengths), controls)
 
+    def makes_several(self, choice: Choice) -> bool:
+        """Whether :meth:`steps` can go on from here: greedy tokens, by a decoder that makes several in one launch."""
+        return choice == Choice("greedy") and self._rows is None and hasattr(self.decoder, "greedy")
+
+    def steps(self, tokens: Tensor | np.ndarray, most: int, seconds: float, ends: tuple[int, ...]) -> np.ndarray:
+        """Append a token to each row and choose the next, several times.
+
+        Args:
+            tokens: int32 (B, 1), as for step.
+            most: steps at most.
+            seconds: what they may take together, by the time of those before; one is always made.
+            ends: tokens after which a row is not read on. Nothing more is done when all rows have ended.
+
+        Returns:
+            int32 (B, n), what was chosen.
+        """
+        graph = self._graph("greedy", Choice("greedy"))
+        count = 1 if self._pace is None else max(1, min(most, self.decoder.greedy_steps, int(seconds / self._pace)))
+        tokens = tokens if isinstance(tokens, Tensor) else Tensor(tokens)
+        begin, compiled = time.perf_counter(), self.num_compiled()
+        found = graph(tokens, Tensor(np.array([count], np.int32)), Tensor(np.array(ends or (-1,), np.int32))).asnumpy()
+        made = int((found[0] >= 0).sum())
+        if self.num_compiled() == compiled:
+            self._pace = (time.perf_counter() - begin) / made
+        return found[:, :made]
+
     def num_compiled(self) -> int:
         """Graphs compiled so far."""
         return sum(len(graph.compile_cache) for graph in self._graphs.values())
@@ -201,6 +248,8 @@ class DecodeSession:
             values = new_cache("decode_value", *self._shape, self._dtype)
             self._caches = (keys, values, self.length)
             self._position = Parameter(initializer("zeros", (rows,), ms.int32), "position", requires_grad=False)
+        if kind == "greedy":
+            return GreedyGraph(self.decoder, self._caches, self._position)
         if kind == "step":
             return StepGraph(self.decoder, self._caches, self._position, chooser)
         graph = PrefillGraph(self.decoder, self._caches, self._position, chooser)

@@ -23,6 +23,9 @@ __all__ = ["GeneratorMixin"]
 
 logger = get_logger(__name__)
 
+# Steps made in one launch may take this long together, in a stream and else: nothing can stop them.
+_SECONDS_STREAMED, _SECONDS = 0.05, 0.25
+
 # u below 1 by more than one fp32 step keeps u * total below total
 _BELOW_ONE = np.float32(1.0 - 2.0**-22)
 
@@ -128,6 +131,11 @@ class _Rows:
                 ended = token in self.eos or (self.stop is not None and self.stop(self.new[i]))
                 self.open[i] = not full and not ended
 
+    def most_left(self) -> int:
+        """Most tokens that an open row may still get."""
+        rows = zip(self.open, self.limits, self.prompts, self.new, strict=True)
+        return max(limit - len(prompt) - len(new) for is_open, limit, prompt, new in rows if is_open)
+
     def sequence(self, i: int) -> np.ndarray:
         """Row i so far, int32 (n,)."""
         return self._ids[i][: len(self.prompts[i]) + len(self.new[i])].copy()
@@ -172,7 +180,11 @@ class _Run:
         result = self.session.start(tokens, lengths, self.choice, controls, self.config.use_past)
         result = self._take(result, uniform)
         first = time.perf_counter()
+        several = self.processors is None and self.session.makes_several(self.choice)
         while any(self.rows.open):
+            if several:
+                result = self._take_several(result)
+                continue
             uniform, controls = self._next_controls()
             result = self._take(self.session.step(result, self.choice, controls), uniform)
         if self.streamer is not None:
@@ -195,10 +207,22 @@ class _Run:
         array = result.asnumpy() if isinstance(result, Tensor) else result
         if self.processors is not None:
             result = array = self._choose_on_host(array, uniform)[:, None]
-        tokens = array[:, 0].tolist()
-        self.rows.append(tokens)
-        self._stream(np.array(tokens[:1], np.int32))
+        self._record(array[:, 0])
         return result
+
+    def _take_several(self, last: Tensor | np.ndarray) -> np.ndarray:
+        """Make and record some steps after the tokens (B, 1); return the last tokens, (B, 1)."""
+        seconds = _SECONDS if self.streamer is None and self.rows.stop is None else _SECONDS_STREAMED
+        found = self.session.steps(last, self.rows.most_left(), seconds, self.rows.eos)
+        for i in range(found.shape[1]):
+            if any(self.rows.open):  # rows may also end by a limit or by ``stop``
+                self._record(found[:, i])
+        return found[:, -1:]
+
+    def _record(self, tokens: np.ndarray) -> None:
+        """Tokens (B,) of one step."""
+        self.rows.append(tokens.tolist())
+        self._stream(tokens[:1].astype(np.int32))
 
     def _choose_on_host(self, logits: np.ndarray, uniform: np.ndarray | None) -> np.ndarray:
         """int32 (B,) from logits (B, V) through the processors; the token of a finished row is any."""

@@ -80,10 +80,19 @@ MF_CASE(Llama) {
   tensors.push_back(make<float>({b, v}));
   expect("LlamaLogits runs", call(LlamaLogits, tensors) == 0);
   expect("LlamaLogits is finite", all_finite(tensors.back()));
-  std::vector<Tensor> greedy = tensors;
-  greedy.back() = make<int32_t>({b, 1});
+  std::vector<Tensor> greedy{whole({1}, random, 1, 32), whole({random.whole(1, 4)}, random, -1, v - 1)};
+  greedy.insert(greedy.end(), tensors.begin(), tensors.end());
+  greedy.back() = make<int32_t>({b, 32});
   expect("LlamaGreedy runs", call(LlamaGreedy, greedy) == 0);
-  expect("LlamaGreedy stays inside", greedy.back().as<int32_t>()[b - 1] < v);
+  for (int64_t i = 0; i < greedy.back().size(); ++i) {
+    const int32_t token = greedy.back().as<int32_t>()[i];
+    expect("LlamaGreedy stays inside", token >= -1 && token < v);
+  }
+  greedy[0] = random.chance(0.5) ? whole({1}, random, 33, 99) : whole({1}, random, -9, 0);
+  expect("steps without room", call(LlamaGreedy, greedy) != 0);
+  greedy[0] = whole({1}, random, 1, 32);
+  greedy.back() = make<int32_t>({b, 31});
+  expect("tokens without room", call(LlamaGreedy, greedy) != 0);
 
   const auto refused = [&](const char* what, size_t place, Tensor bad) {
     std::vector<Tensor> changed = tensors;

@@ -36,6 +36,8 @@ class NativeDecoder(nn.Cell):
         model: the model; its parameters are shared, not copied.
     """
 
+    greedy_steps = 32  # of a call of greedy at most: kGreedyTokens of native/src/decode.cc
+
     def __init__(self, model: nn.Cell) -> None:
         super().__init__(auto_prefix=False)
         config = model.config
@@ -48,7 +50,9 @@ class NativeDecoder(nn.Cell):
         kinds = [ms.int32] * 5 + [ms.float32, self.weights[0].dtype, ms.float32]
         kinds += [weight.dtype for weight in self.weights[1:]] + cache
         self.logits = sized_op("LlamaLogits", kinds, ms.float32)
-        self.logits.add_prim_attr("side_effect_mem", True)  # it writes into the caches
+        self.tokens = sized_op("LlamaGreedy", [ms.int32] * 2 + kinds, ms.int32)
+        for operator in (self.logits, self.tokens):
+            operator.add_prim_attr("side_effect_mem", True)  # it writes into the caches
 
     def prefill(self, tokens: Tensor, valid_length: Tensor, caches: tuple) -> Tensor:
         """int32 (B, S), int32 (B,), caches -> fp32 (B, V); see LlamaForCausalLM.prefill."""
@@ -58,13 +62,29 @@ class NativeDecoder(nn.Cell):
         """int32 (B, 1), int32 (B,), caches -> fp32 (B, V); see LlamaForCausalLM.increment."""
         return self._append(tokens, positions, self.one, caches)
 
+    def greedy(self, tokens: Tensor, positions: Tensor, steps: Tensor, ends: Tensor, caches: tuple) -> Tensor:
+        """Several steps that take the likeliest token each time, until every row has ended.
+
+        Args:
+            tokens: int32 (B, 1), the last of each row; a row whose last token is one of ``ends`` has ended.
+            positions: int32 (B,), theirs.
+            steps: int32 (1,), how many, at most greedy_steps.
+            ends: int32 (E,), end tokens; -1 for none.
+            caches: see LlamaForCausalLM.increment.
+
+        Returns:
+            int32 (B, greedy_steps), -1 behind the last step made. An ended row repeats its end token.
+        """
+        return self.tokens(steps, ends, *self._arguments(tokens, positions, self.one, caches))
+
     def _append(self, tokens: Tensor, begin: Tensor, lengths: Tensor, caches: tuple) -> Tensor:
+        return self.logits(*self._arguments(tokens, begin, lengths, caches))
+
+    def _arguments(self, tokens: Tensor, begin: Tensor, lengths: Tensor, caches: tuple) -> tuple:
         first = caches[3] if len(caches) == 4 else self.zero
         length = Tensor([caches[2]], ms.int32)
         embedding, *rest = self.weights
-        return self.logits(
-            tokens, begin, lengths, first, length, self.eps, embedding, self.table, *rest, *caches[0], *caches[1]
-        )
+        return (tokens, begin, lengths, first, length, self.eps, embedding, self.table, *rest, *caches[0], *caches[1])
 
 
 def decoding_cell(model: nn.Cell) -> nn.Cell:

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A whole step of a Llama over its key/value cache, as one operator: tokens -> logits, or the likeliest tokens.
+// A whole step of a Llama over its key/value cache, as one operator: tokens -> logits; or several steps that take the
+// likeliest token each time.
 //
 // Legend: B sequences, S new tokens of each at most, H hidden, N query heads, K key/value heads, D head size, F width
 // of the feed-forward, V vocabulary, L positions of a sequence in the cache, P rows of the rotary table.
@@ -29,6 +30,7 @@ namespace mf {
 namespace {
 
 constexpr int64_t kRows = 64;
+constexpr int64_t kGreedyTokens = 32;           // most tokens a call makes
 constexpr int64_t kChunkBytes = 128 * 1024;     // of a weight: fits into the second-level cache beside the rows
 constexpr int64_t kSerialProducts = 64 * 1024;  // fewer multiplications than this are not worth waking a thread
 
@@ -50,7 +52,7 @@ WeightFormat format_of(const Arg& arg, bool int8_too) {
 // The arguments in their order.
 class Reader {
  public:
-  explicit Reader(const Args& args) : args_(args) {}
+  Reader(const Args& args, int first) : args_(args), index_(first) {}
 
   Arg next() { return args_[index_++]; }
   int64_t left() const { return args_.count() - index_; }
@@ -62,7 +64,7 @@ class Reader {
 
  private:
   const Args& args_;
-  int index_ = 0;
+  int index_;
 };
 
 struct Layer {
@@ -354,18 +356,18 @@ class Step {
   std::vector<float> x_, normed_, q_, k_, v_, attended_, gate_, up_;
 };
 
-// The arguments: tokens (B, S), begin (B), lengths (B), first_row (1), the model, and last the result. Sequence b takes
-// lengths[b] of its S tokens, at positions begin[b] on; its cache begins at row first_row + b K L. A begin or a length
-// that all sequences share may be given once.
+// The arguments from `first` on: tokens (B, S), begin (B), lengths (B), first_row (1), the model, and last the result.
+// Sequence b takes lengths[b] of its S tokens, at positions begin[b] on; its cache begins at row first_row + b K L. A
+// begin or a length that all sequences share may be given once.
 struct Request {
   Llama llama;
   int64_t first_row;
   std::vector<Row> rows;
 };
 
-Request read_request(const Args& args) {
+Request read_request(const Args& args, int first) {
   Request request;
-  Reader reader(args);
+  Reader reader(args, first);
   const Arg tokens_arg = reader.next();
   const int64_t b = tokens_arg.dim(0), s = tokens_arg.dim(1);
   const int32_t* tokens = tokens_arg.as<int32_t>("tokens", {b, s});
@@ -408,28 +410,56 @@ void decode(const Request& request, float* logits) {
   }
 }
 
+// `steps` times: the likeliest token of each sequence, which becomes its next one. A sequence whose last token is one
+// of `ends` is over and repeats it; nothing more is done when all are over. next (B, kGreedyTokens) is -1 behind the
+// last.
+void decode_greedily(Request request, int64_t b, int64_t steps, const int32_t* ends, int64_t num_ends, int32_t* next) {
+  const int64_t vocab = request.llama.vocab, last = std::min(request.llama.length, request.llama.rotary_rows) - 1;
+  const auto is_end = [&](int32_t token) { return std::find(ends, ends + num_ends, token) != ends + num_ends; };
+  std::fill_n(next, b * kGreedyTokens, -1);
+  std::vector<float> logits(b * vocab);
+  for (int64_t step = 0; step < steps; ++step) {
+    decode(request, logits.data());
+    bool all_over = true;
+    std::vector<Row> rows;
+    for (const Row& row : request.rows) {
+      if (!row.last) continue;
+      const float* scores = &logits[row.sequence * vocab];
+      const int32_t token =
+          is_end(row.token) ? row.token : static_cast<int32_t>(decode_kernels().first_highest(scores, vocab));
+      next[row.sequence * kGreedyTokens + step] = token;
+      all_over = all_over && is_end(token);
+      rows.push_back({token, row.sequence, std::min(row.position + 1, last), true});
+    }
+    if (all_over) return;
+    request.rows = std::move(rows);
+  }
+}
+
 }  // namespace
 }  // namespace mf
 
 // Arguments 0 and 6 are the tokens (B, S) and the embedding (V, H).
 MF_OP_SHAPE(LlamaLogits) { return {shapes.dim(0, 0), shapes.dim(6, 0)}; }
-MF_OP_SHAPE(LlamaGreedy) { return {shapes.dim(0, 0), 1}; }
 
 // -> logits (B, V) of the token after each sequence's last
 MF_OP(LlamaLogits) {
-  const mf::Request request = mf::read_request(args);
+  const mf::Request request = mf::read_request(args, 0);
   float* logits = args[args.count() - 1].as<float>("logits", {args[0].dim(0), request.llama.vocab});
   mf::decode(request, logits);
 }
 
-// -> the likeliest of these tokens, int32 (B, 1); the first among equals
+// Argument 2 is the tokens (B, S).
+MF_OP_SHAPE(LlamaGreedy) { return {shapes.dim(2, 0), mf::kGreedyTokens}; }
+
+// steps (1), ends (E), then what LlamaLogits takes -> int32 (B, kGreedyTokens); the first among equals is the
+// likeliest. A finished sequence beside longer ones stays at the last position of its own cache.
 MF_OP(LlamaGreedy) {
-  const mf::Request request = mf::read_request(args);
-  const int64_t b = args[0].dim(0), vocab = request.llama.vocab;
-  int32_t* tokens = args[args.count() - 1].as<int32_t>("next", {b, 1});
-  std::vector<float> logits(b * vocab);
-  mf::decode(request, logits.data());
-  for (int64_t i = 0; i < b; ++i) {
-    tokens[i] = static_cast<int32_t>(mf::decode_kernels().first_highest(&logits[i * vocab], vocab));
-  }
+  const int64_t steps = *args[0].as<int32_t>("steps", {1});
+  mf::require(steps >= 1 && steps <= mf::kGreedyTokens,
+              "steps must be 1 to " + std::to_string(mf::kGreedyTokens) + ", got " + std::to_string(steps));
+  const int32_t* ends = args[1].as<int32_t>("ends", {mf::kAny});
+  const int64_t b = args[2].dim(0);
+  int32_t* next = args[args.count() - 1].as<int32_t>("next", {b, mf::kGreedyTokens});
+  mf::decode_greedily(mf::read_request(args, 2), b, steps, ends, args[1].dim(0), next);
 }

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Products of a few rows with a weight matrix stored (out, in): y[r][n] = scale[n] sum_k x[r][k] w[n][k].
 //
-// A weight is read once for up to eight rows. Stored as bfloat16 or int8 it is widened to float in registers, so the
-// memory's speed counts for two or four times as many weights.
+// Up to four rows are multiplied at a time; the next four find the weight rows in the cache, where a caller hands out
+// few of these at a time. Stored as bfloat16 or int8 they are widened to float in registers, so the memory's speed
+// counts for two or four times as many weights.
 #ifndef MINDFORMERS_NATIVE_PRODUCT_H_
 #define MINDFORMERS_NATIVE_PRODUCT_H_
 

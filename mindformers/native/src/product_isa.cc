@@ -80,10 +80,20 @@ inline void block(const T* w, const float* x, int64_t k, int64_t depth, float* o
       }
     }
   }
-  for (; j < depth; j += kLanes) {  // the end of the rows
-    const int64_t left = depth - j < kLanes ? depth - j : kLanes;
+  for (; j + kLanes <= depth; j += kLanes) {  // the end of the rows
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const Vec xr = load(x + r * k + j);
+#pragma GCC unroll 8
+      for (int c = 0; c < C; ++c) total[0][r * C + c] += xr * load(w + c * k + j);
+    }
+  }
+  if (j < depth) {
+    const int64_t left = depth - j;
+#pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const Vec xr = load_some(x + r * k + j, left);
+#pragma GCC unroll 8
       for (int c = 0; c < C; ++c) total[0][r * C + c] += xr * load_some(w + c * k + j, left);
     }
   }
@@ -142,16 +152,8 @@ void all_rows(const Weight& weight, const float* x, int64_t count, int64_t begin
   const int64_t k = weight.cols;
   while (count > 0) {
     int64_t taken;
-#if defined(__AVX512F__)
-    if (count >= 8) {
-      panels<T, 8, 3, 1>(w, x, k, begin, end, target);
-      taken = 8;
-    } else if (count >= 4) {
-      panels<T, 4, 6, 1>(w, x, k, begin, end, target);
-#else
     if (count >= 4) {
-      panels<T, 4, 2, 1>(w, x, k, begin, end, target);
-#endif
+      panels<T, 4, kVectorBytes == 64 ? 6 : 2, 1>(w, x, k, begin, end, target);
       taken = 4;
     } else if (count >= 2) {
       panels<T, 2, 4, 1>(w, x, k, begin, end, target);

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from mindformers.errors import DeviceError
+from mindformers.models.llama.llama_decoder import NativeDecoder
 from mindformers.native.calls import call
 
 pytestmark = pytest.mark.usefixtures("native_library")
@@ -12,6 +13,7 @@ pytestmark = pytest.mark.usefixtures("native_library")
 # H, F, layers, N, K, V: nothing a multiple of a vector; groups of 1, 2 and 3 query heads
 SIZES = [(36, 50, 2, 6, 2, 97), (20, 30, 1, 5, 5, 33), (64, 172, 2, 8, 4, 101)]
 LENGTH = 90  # more than the operator takes at a time
+GREEDY_TOKENS = NativeDecoder.greedy_steps
 
 
 def bf16(x: np.ndarray) -> np.ndarray:
@@ -106,9 +108,10 @@ def errors_of_a_run(llama: TinyLlama, kind: str, cache: type) -> float:
         positions = positions + 1
         step = tokens[np.arange(3), positions][:, None]
         call("LlamaLogits", step, positions, ints(1), first, *arguments, result)
-        chosen = np.empty((3, 1), np.int32)
-        call("LlamaGreedy", step, positions, ints(1), first, *arguments, chosen)
+        chosen = np.empty((3, GREEDY_TOKENS), np.int32)
+        call("LlamaGreedy", ints(1), ints(-1), step, positions, ints(1), first, *arguments, chosen)
         np.testing.assert_array_equal(chosen[:, 0], result.argmax(1))
+        assert (chosen[:, 1:] == -1).all()
         found.append(result.copy())
     return max(
         np.abs(logits[b] - expected[b][lengths[b] - 1 + i]).max() / np.abs(expected[b]).max()
@@ -125,6 +128,49 @@ def test_prompts_and_steps_give_the_logits_of_float64(sizes, kind, bound):
 
 def test_a_bfloat16_cache():
     assert 1e-6 < errors_of_a_run(TinyLlama(*SIZES[0]), "float32", np.uint16) < 1e-2
+
+
+def greedy_tokens(llama: TinyLlama, tokens: np.ndarray, begin: int, steps: int, *ends: int) -> np.ndarray:
+    """What LlamaGreedy makes of tokens (B, S) at a position, with the caches of a model that has read nothing else."""
+    found = np.empty((len(tokens), GREEDY_TOKENS), np.int32)
+    arguments = llama.arguments(len(tokens))
+    length = ints(tokens.shape[1])
+    call("LlamaGreedy", ints(steps), ints(*ends), tokens, ints(begin), length, ints(0), *arguments, found)
+    return found
+
+
+def test_several_steps_of_a_call_until_all_rows_have_ended():
+    llama = TinyLlama(*SIZES[0])
+    tokens = np.random.default_rng(4).integers(0, llama.vocab, (2, 5)).astype(np.int32)
+    found = greedy_tokens(llama, tokens, 0, 12, -1)
+    assert (found[:, 12:] == -1).all()
+    for row in range(2):
+        text = tokens[row]
+        for token in found[row, :12]:
+            assert token == llama.reference(text)[-1].argmax()
+            text = np.append(text, token)
+    assert len({*found[0, :12]}) > 2
+    first, second = found[0, 3], found[1, 7]  # the ends of the two rows, or what comes before them
+    ended = greedy_tokens(llama, tokens, 0, 32, first, second)
+    made = 0
+    for row in range(2):
+        stop = next(i for i, token in enumerate(found[row]) if token in (first, second))
+        np.testing.assert_array_equal(ended[row, : stop + 1], found[row, : stop + 1])
+        assert {*ended[row, stop:]} <= {found[row, stop], -1}
+        made = max(made, stop + 1)
+    assert ((ended >= 0).sum(1) == made).all()
+
+
+def test_a_row_at_the_end_of_its_cache_stays_inside():
+    llama = TinyLlama(*SIZES[1])
+    found = greedy_tokens(llama, np.array([[3], [4]], np.int32), LENGTH - 2, 10, -1)
+    assert (found[:, :10] >= 0).all()
+
+
+@pytest.mark.parametrize("steps", [0, -1, GREEDY_TOKENS + 1])
+def test_a_number_of_steps_without_room_is_refused(steps):
+    with pytest.raises(DeviceError, match=rf"steps must be 1 to {GREEDY_TOKENS}, got {steps}"):
+        greedy_tokens(TinyLlama(*SIZES[1]), np.array([[3]], np.int32), 0, steps, -1)
 
 
 @pytest.mark.parametrize("rows", [2, 4, 8, 15, 32])

@@ -6,6 +6,7 @@ import pytest
 from mindspore import Tensor
 
 from mindformers.errors import ConfigError, DeviceError
+from mindformers.generation.sampling import Choice
 from mindformers.models.llama.llama import LlamaForCausalLM
 from mindformers.models.llama.llama_decoder import NativeDecoder, pack_weights
 from mindformers.native import library
@@ -38,22 +39,27 @@ def plain():
         network = lively()
         network.expected = texts(network)
         network.drawn = texts(network, do_sample=True, top_k=5, seed=3)
+        network.penalised = texts(network, PROMPTS[3], repetition_penalty=1.5)
+        assert not isinstance(network.decoding_cell(), NativeDecoder)
     return network
 
 
 @pytest.fixture(scope="module")
-def native(native_library):
+def native_model(native_library):
     """The same model, native."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(library.ENVIRONMENT, "1")
-        network = lively()
-        assert isinstance(network.decoding_cell(), NativeDecoder)
-        assert texts(network)
-    return network
+        return lively()
+
+
+@pytest.fixture
+def native(native_model, native_on):
+    """It, with native kernels for new numbers of rows too."""
+    assert isinstance(native_model.decoding_cell(), NativeDecoder)
+    return native_model
 
 
 def test_tokens_of_the_plain_model_in_a_batch_and_alone(plain, native):
-    assert not isinstance(plain.decoding_cell(), NativeDecoder)
     assert texts(native) == plain.expected
     assert texts(native, PROMPTS[2])[0] == plain.expected[2]
     assert len({tuple(row[-4:]) for row in plain.expected}) == len(PROMPTS)
@@ -74,13 +80,43 @@ def test_rows_end_at_their_own_end_token(plain, native):
         assert row == whole[: len(prompt) + stop]
 
 
+class Listener:
+    """A streamer that keeps what it gets."""
+
+    def __init__(self) -> None:
+        self.ids, self.ended = [], 0
+
+    def put(self, ids) -> None:
+        self.ids.append(ids.tolist())
+
+    def end(self) -> None:
+        self.ended += 1
+
+
+def test_a_stream_and_a_stop_see_every_token_once_though_several_come_in_a_launch(plain, native):
+    whole, prompt = plain.expected[2], PROMPTS[2]
+    new = whole[len(prompt) :]
+    assert native.decode_session(1, len(whole)).makes_several(Choice("greedy"))
+    for _ in range(3):  # the later ones know the pace of the first
+        listener, asked = Listener(), []
+
+        def stop(ids, asked=asked):
+            asked.append(list(ids))
+            return len(ids) == 6
+
+        assert texts(native, prompt, streamer=listener, stop=stop) == [whole[: len(prompt) + 6]]
+        assert listener.ids == [prompt, *([token] for token in new[:6])]
+        assert listener.ended == 1
+        assert asked == [new[: i + 1] for i in range(6)]
+
+
 def test_a_full_window_ends_there(native):
     rows = texts(native, [PROMPTS[0], PROMPTS[3]], max_new_tokens=100)
     assert [len(row) for row in rows] == [native.config.seq_length] * 2
 
 
 def test_the_penalty_sees_the_whole_prompt(plain, native):
-    assert texts(native, PROMPTS[3], repetition_penalty=1.5) == texts(plain, PROMPTS[3], repetition_penalty=1.5)
+    assert texts(native, PROMPTS[3], repetition_penalty=1.5) == plain.penalised
 
 
 @pytest.mark.parametrize("case", ["mha", "gqa"])
