@@ -6,14 +6,15 @@ from pathlib import Path
 import numpy as np
 
 from mindformers.checkpoint.ckpt_index import Record, ckpt_records
-from mindformers.checkpoint.foreign.arrays import Raw, numpy_dtype
+from mindformers.checkpoint.foreign.arrays import Raw, new_array
 from mindformers.checkpoint.foreign.files import Facts
 from mindformers.errors import CheckpointError
 
 __all__ = ["CkptFile"]
 
-_DTYPES = ("float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
-_KINDS = {name.capitalize(): name for name in _DTYPES} | {"BFloat16": "bfloat16", "UInt8": "uint8"}
+_DTYPES = ("float64", "float32", "float16", "int64", "int32", "int16", "int8", "bool")
+_KINDS = {name.capitalize(): name for name in _DTYPES} | {"BFloat16": "bfloat16"}
+_KINDS |= {f"UInt{bits}": f"uint{bits}" for bits in (8, 16, 32, 64)}
 
 
 class CkptFile:
@@ -36,7 +37,7 @@ class CkptFile:
     def read(self, name: str) -> Raw:
         """The value, in memory of its own."""
         shape, dtype = self.facts[name]
-        value = np.empty(shape, numpy_dtype(dtype))
+        value = new_array(shape, dtype)
         self.read_into(name, 0, value)
         return Raw(value, dtype)
 

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finding, verifying and reading checkpoints; loading them with every name accounted for."""
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -14,10 +16,10 @@ import numpy as np
 from mindformers.checkpoint.ckpt_index import ckpt_problem
 from mindformers.checkpoint.download import fetch
 from mindformers.checkpoint.foreign import foreign_kind, open_foreign
-from mindformers.checkpoint.foreign.arrays import to_tensor
 from mindformers.checkpoint.foreign.detect import foreign_hint
-from mindformers.checkpoint.foreign.files import TORCH_SUFFIXES, SafetensorsFile
+from mindformers.checkpoint.foreign.files import TORCH_SUFFIXES
 from mindformers.checkpoint.layout import FORMATS, OutputLayout, manifest_path
+from mindformers.checkpoint.lazy import LazyTensors, read_in_order
 from mindformers.checkpoint.manifest import damage, read_manifest, scan
 from mindformers.checkpoint.names import is_cache_name, is_weight_name, missing_hint, modern_name, shape_hint
 from mindformers.checkpoint.tied import match_output_layer
@@ -28,7 +30,7 @@ from mindformers.tools.logger import get_logger
 __all__ = [
     "LazyTensors",
     "LoadReport",
-    "LoadedTensors",
+    "checkpoint_being_checked",
     "damaged_error",
     "get_last_checkpoint",
     "load_into",
@@ -57,35 +59,6 @@ class LoadReport:
     loaded: int = 0
 
 
-class LoadedTensors(dict[str, ms.Tensor]):
-    """Contents of a ``.ckpt`` file, which can only be read as a whole."""
-
-    def __init__(self, path: Path, values: Mapping[str, Any]):
-        super().__init__((name, value) for name, value in values.items() if isinstance(value, ms.Tensor))
-        self.path = path
-
-
-class LazyTensors(Mapping[str, ms.Tensor]):
-    """Contents of a ``.safetensors`` file; each access reads the value anew, into memory of its own."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self._file = SafetensorsFile(path)
-
-    def __getitem__(self, name: str) -> ms.Tensor:
-        return to_tensor(self._file.read(name))
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._file.facts)
-
-    def __len__(self) -> int:
-        return len(self._file.facts)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a value, without reading it."""
-        return self._file.facts[name].shape
-
-
 def read_checkpoint(path: str | Path, verify: bool = True) -> Mapping[str, ms.Tensor]:
     """Read a checkpoint file, after proving that it is whole.
 
@@ -95,8 +68,8 @@ def read_checkpoint(path: str | Path, verify: bool = True) -> Mapping[str, ms.Te
         verify: compare size and checksum with the manifest, when there is one.
 
     Returns:
-        Name to tensor, under our names. Of a safetensors file and of foreign weights the values are read when
-        asked for.
+        Name to tensor, under our names; the values are read when asked for. What is no tensor (text, maps) is left
+        out.
 
     Raises:
         CheckpointError: the file is absent, damaged, or not of its format; the message names the newest older
@@ -104,14 +77,41 @@ def read_checkpoint(path: str | Path, verify: bool = True) -> Mapping[str, ms.Te
     """
     if foreign_kind(path):
         return open_foreign(path)
-    path = sound_checkpoint(path, verify)
+    return _open(sound_checkpoint(path, verify))
+
+
+def _open(path: Path) -> LazyTensors:
+    """The contents of a file of ours whose records are whole."""
     try:
-        if path.suffix == ".safetensors":
-            return LazyTensors(path)
-        params = ms.load_checkpoint(str(path))
-    except (ValueError, RuntimeError, TypeError, KeyError, OSError) as error:
+        return LazyTensors(path)
+    except (CheckpointError, ValueError, OSError) as error:
         raise damaged_error(path, f"it cannot be read ({_first_line(error)})") from error
-    return LoadedTensors(path, params)
+
+
+@contextlib.contextmanager
+def checkpoint_being_checked(path: str | Path) -> Iterator[Mapping[str, ms.Tensor]]:
+    """As :func:`read_checkpoint`, but the checksum is computed while the values are in use already.
+
+    For values that are thrown away when the block is left with an error. Size and structure are checked before.
+
+    Raises:
+        CheckpointError: as for :func:`read_checkpoint`; damage that only the checksum shows is raised at the end of the
+            block, in place of an error it caused there.
+    """
+    if foreign_kind(path):
+        yield open_foreign(path)
+        return
+    path = _existing_file(Path(path))
+    with ThreadPoolExecutor(1, "checksum") as pool:
+        found = pool.submit(_verify, path)
+        try:
+            yield _open(sound_checkpoint(path, verify=False))
+        except Exception as error:
+            if reason := found.result():
+                raise damaged_error(path, reason) from error
+            raise
+        if reason := found.result():
+            raise damaged_error(path, reason)
 
 
 def sound_checkpoint(path: str | Path, verify: bool = True) -> Path:
@@ -200,8 +200,8 @@ def load_into(
         raise CheckpointError(_missing_message(source, report, len(targets)))
     _compare_shapes({n: (_shape(params, origin[n]), tuple(targets[n].shape)) for n in common}, source)
     own = hasattr(params, "shape")
-    for name in common:
-        report.cast += _assign(targets[name], params[origin[name]], own=own)
+    for name, value in zip(common, read_in_order(params, [origin[name] for name in common]), strict=True):
+        report.cast += _assign(targets[name], value, own=own)
     report.loaded = len(common)
     _log_report(report, source)
     return report

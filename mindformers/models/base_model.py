@@ -10,7 +10,13 @@ from mindspore import nn
 from mindspore.nn.utils import no_init_parameters
 
 from mindformers.checkpoint.layout import check_format
-from mindformers.checkpoint.load import LoadReport, load_into, read_checkpoint, resolve_checkpoint
+from mindformers.checkpoint.load import (
+    LoadReport,
+    checkpoint_being_checked,
+    load_into,
+    read_checkpoint,
+    resolve_checkpoint,
+)
 from mindformers.checkpoint.save import save_network
 from mindformers.errors import ConfigError
 from mindformers.models.pretrained import SAVE_NAME, save_folder
@@ -88,7 +94,7 @@ class BaseModel(nn.Cell):
 
     @contextlib.contextmanager
     def _weights_of(self, source: str | Path | None) -> Iterator[None]:
-        """Parameters made inside get the values of a checkpoint, read before and loaded at the end.
+        """Parameters made inside get the values of a checkpoint, opened before and loaded at the end.
 
         Without a source they keep their random values. With one, drawing these is left out: it takes seconds for every
         hundred million weights.
@@ -96,10 +102,10 @@ class BaseModel(nn.Cell):
         if not source:
             yield
             return
-        weights = read_checkpoint(resolve_checkpoint(source))
-        with no_init_parameters():
-            yield
-        load_into(self, weights)
+        with checkpoint_being_checked(resolve_checkpoint(source)) as weights:
+            with no_init_parameters():
+                yield
+            load_into(self, weights)
 
 
 def check_class(found: type, wanted: type, given: Any) -> None:

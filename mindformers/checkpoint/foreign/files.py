@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from mindformers.checkpoint.foreign.arrays import Raw, numpy_dtype
+from mindformers.checkpoint.foreign.arrays import Raw, new_array
 from mindformers.errors import CheckpointError
 from mindformers.tools.logger import get_logger
 
@@ -83,11 +83,9 @@ class SafetensorsFile:
     def read(self, name: str) -> Raw:
         """The value, in memory of its own."""
         shape, dtype = self.facts[name]
-        count = int(np.prod(shape, dtype=np.int64))
-        data = np.fromfile(self.path, numpy_dtype(dtype), count, offset=self._start + self._places[name])
-        if data.size != count:
-            raise CheckpointError(f"{self.path} became shorter while it was read")
-        return Raw(data.reshape(shape), dtype)
+        value = new_array(shape, dtype)
+        self.read_into(name, 0, value)
+        return Raw(value, dtype)
 
     def read_into(self, name: str, offset: int, target: np.ndarray) -> None:
         """Fill ``target``, contiguous, with the bytes of a value from ``offset`` on."""

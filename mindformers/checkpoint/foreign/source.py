@@ -18,7 +18,7 @@ from mindformers.checkpoint.foreign.detect import (
     read_json,
     weight_files,
 )
-from mindformers.checkpoint.foreign.files import Facts, TensorFile, TorchFile, listed, open_file
+from mindformers.checkpoint.foreign.files import Facts, SafetensorsFile, TensorFile, TorchFile, listed, open_file
 from mindformers.checkpoint.foreign.table import EMBEDDING, HEAD, entry_of, is_derived, our_name, permute
 from mindformers.errors import CheckpointError
 from mindformers.tools.logger import get_logger
@@ -94,7 +94,10 @@ class ForeignTensors(WeightSource, Mapping[str, Any]):
 
     Attributes:
         dropped: foreign names that are no weights (rotary tables) and are left out.
+        concurrent: whether several threads may read at once.
     """
+
+    concurrent = False
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -127,9 +130,11 @@ class HuggingFaceTensors(ForeignTensors):
         super().__init__(path)
         self._places: dict[str, tuple[TensorFile, str]] = {}
         unknown: list[str] = []
+        files: list[TensorFile] = []
         total = 0
         for file_path, expected in weight_files(path):
             file = open_file(file_path)
+            files.append(file)
             total += len(file.facts)
             absent = sorted((expected or set()) - set(file.facts))
             if absent:
@@ -142,6 +147,7 @@ class HuggingFaceTensors(ForeignTensors):
         self._refuse_unknown(unknown, total)
         if not self._facts:
             raise CheckpointError(f"{path} holds no weights")
+        self.concurrent = all(isinstance(file, SafetensorsFile) for file in files)
 
     def raw(self, name: str) -> Raw:
         """The value as an array in memory of its own."""

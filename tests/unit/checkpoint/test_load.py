@@ -13,6 +13,7 @@ from mindspore.train.checkpoint_pb2 import Checkpoint
 from mindformers.checkpoint.layout import manifest_path
 from mindformers.checkpoint.load import (
     LazyTensors,
+    checkpoint_being_checked,
     get_last_checkpoint,
     load_into,
     read_checkpoint,
@@ -148,15 +149,42 @@ def test_files_made_by_mindspore_itself_pass(tmp_path):
         assert same(read_checkpoint(path), state)
 
 
-def test_safetensors_are_read_one_by_one(two):
+def test_values_are_read_one_by_one(two):
     params = read_checkpoint(two[0])
-    if two[0].suffix == ".safetensors":
-        assert isinstance(params, LazyTensors)
-        assert params.shape("model.a.weight") == (3, 5)
-        params["model.a.weight"].asnumpy()[:] = 0
-        assert params["model.a.weight"].asnumpy().any()
-        with pytest.raises(KeyError):
-            params["nothing"]
+    assert isinstance(params, LazyTensors)
+    assert params.shape("model.a.weight") == (3, 5)
+    params["model.a.weight"].asnumpy()[:] = 0
+    assert params["model.a.weight"].asnumpy().any()
+    assert "nothing" not in params
+    with pytest.raises(KeyError):
+        params["nothing"]
+
+
+def test_damage_found_while_values_are_in_use(two):
+    older, newer = two
+    with checkpoint_being_checked(newer) as params:
+        assert same(params, small_state(1))
+    flip_bit(newer, newer.stat().st_size - 60)
+    text = "checksum is not the one in its manifest"
+    with pytest.raises(CheckpointError, match=text) as error, checkpoint_being_checked(newer) as params:
+        assert set(small_state(1)) <= set(params)
+    assert f"--load_checkpoint {older} " in str(error.value)
+    with pytest.raises(CheckpointError, match="checksum is not"), checkpoint_being_checked(newer):
+        raise ValueError("a consequence of the damage")
+    with pytest.raises(ValueError, match="of its own"), checkpoint_being_checked(older):
+        raise ValueError("an error of its own")
+
+
+def test_many_large_values_arrive_in_their_order_in_memory_of_their_own(tmp_path):
+    rng = np.random.default_rng(0)
+    state = {f"w{i}": parameter(f"w{i}", rng.standard_normal((1100, 1000), np.float32)) for i in range(12)}
+    for fmt in FORMATS:
+        save_network(state, tmp_path / f"large.{fmt}", fmt=fmt)
+        net = {name: parameter(name, np.zeros((1100, 1000))) for name in reversed(state)}
+        load_into(net, read_checkpoint(tmp_path / f"large.{fmt}"))
+        assert same(net, state)
+        net["w0"].asnumpy()[:] = 7
+        assert same({**net, "w0": state["w0"]}, read_checkpoint(tmp_path / f"large.{fmt}"))
 
 
 def network(**shapes):
