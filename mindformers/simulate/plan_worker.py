@@ -81,7 +81,7 @@ def compile_rank(cfg: Any, size: int, rank: int, strategy_file: str | None) -> d
     from mindformers.tools.utils import peak_memory_bytes
     from mindformers.trainer.build import build_optimizer, build_train_cell
     from mindformers.trainer.network import build_network
-    from mindformers.trainer.parallel import lay_out, parallel_section, split_records
+    from mindformers.trainer.parallel import gather_weights_again, lay_out, parallel_section, split_records
 
     start = time.perf_counter()
     ms.set_context(mode=ms.GRAPH_MODE)
@@ -99,6 +99,7 @@ def compile_rank(cfg: Any, size: int, rank: int, strategy_file: str | None) -> d
         enable_alltoall=section.enable_alltoall,
         **({"strategy_ckpt_config": {"save_file": strategy_file}} if strategy_file else {}),
     )
+    gather_weights_again(cfg)
     auto_parallel_context().set_init_param_in_compile(False)
     network = lay_out(build_network(cfg).set_train(), cfg)
     seq_length = cfg.model.config.seq_length
