@@ -12,7 +12,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, communication, nn, ops
 from mindspore.communication import GlobalComm
 
-__all__ = ["DataParallelReducer", "data_parallel_ranks", "gather_numbers", "world"]
+__all__ = ["DataParallelReducer", "data_parallel_ranks", "gather_bytes", "gather_numbers", "world"]
 
 
 def world() -> tuple[int, int]:
@@ -58,6 +58,19 @@ def gather_numbers(values: Sequence[float]) -> np.ndarray:
     low = (exact - high).astype(np.float32)
     gathered = _Gather()(Tensor(np.concatenate((high, low)))).asnumpy().reshape(ranks, 2, -1)
     return gathered.astype(np.float64).sum(axis=1)
+
+
+def gather_bytes(content: bytes) -> list[bytes]:
+    """What every rank gives, on every rank, in rank order; all ranks must call it together."""
+    sizes = gather_numbers([len(content)])[:, 0].astype(int)
+    if len(sizes) == 1:
+        return [content]
+    padded = content.ljust(int(sizes.max()) + 1 & ~1, b"\0")
+    numbers = np.frombuffer(padded, np.uint16).astype(np.float32)  # exact, and a type every backend exchanges
+    if not numbers.size:
+        return [b""] * len(sizes)
+    gathered = _Gather()(Tensor(numbers)).asnumpy().reshape(len(sizes), -1).astype(np.uint16)
+    return [row.tobytes()[:size] for row, size in zip(gathered, sizes, strict=True)]
 
 
 class DataParallelReducer(nn.Cell):

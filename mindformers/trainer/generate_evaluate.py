@@ -2,6 +2,7 @@
 """Evaluation by generated answers: prompts out of records, texts into a resumable file, scores at the end."""
 
 import hashlib
+import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,12 +13,12 @@ from typing import Any
 import mindspore as ms
 import numpy as np
 from mindspore import nn
-from mindspore.communication import GlobalComm, get_group_size, get_rank
 from tqdm import tqdm
 
 from mindformers.checkpoint.layout import OutputLayout
 from mindformers.checkpoint.manifest import file_digest
 from mindformers.config import RunConfig
+from mindformers.core.distributed import data_parallel_ranks, gather_bytes, world
 from mindformers.core.metric.em_f1 import AnswerMetric, squad_normalize
 from mindformers.dataset.causal_language_model import check_vocab, create_causal_lm_dataset
 from mindformers.dataset.mindrecord import find_mindrecord_files, inspect_mindrecord
@@ -64,6 +65,8 @@ def evaluate_answers(
 ) -> dict[str, float]:
     """Generate an answer to every record of ``eval_dataset`` and score them.
 
+    Data parallel ranks share the records; rank 0's file holds all texts in the end, and every rank has all scores.
+
     Args:
         cfg: the run's config.
         network: a LlamaForCausalLM with its weights.
@@ -82,20 +85,25 @@ def evaluate_answers(
     tokenizer = tokenizer or build_tokenizer(cfg)
     questions = read_questions(cfg, tokenizer, answers_file(cfg, metric, dataset), dataset)
     check_room(network.config, questions)
-    ranks = get_group_size() if GlobalComm.INITED else 1
-    layout = OutputLayout(cfg.output_dir, get_rank() if ranks > 1 else 0)
+    layout = OutputLayout(cfg.output_dir, world()[0])
+    rank, ranks = data_parallel_ranks()
     path = layout.training_predictions_file if training else layout.predictions_file
     if metric.predictions_file and not training:
-        given = Path(metric.predictions_file)
-        path = given if layout.rank == 0 else layout.log_dir / given.name
-    # ranks must generate the same batches together, so several of them start from nothing
-    resume = not training and ranks == 1
+        path = Path(metric.predictions_file)
+    if layout.rank > 0:
+        path = layout.log_dir / path.name
+    # ranks that share one network must generate the same batches together, so they start from nothing
+    resume = not training and ranks == world()[1]
     store = PredictionStore(path, _identity(cfg, network, tokenizer, questions) if resume else {}, resume)
-    for records in generate_answers(network, tokenizer, questions, cfg.runner_config.batch_size, store.done):
+    mine = questions[rank::ranks]
+    for records in generate_answers(network, tokenizer, mine, cfg.runner_config.batch_size, store.done):
         store.append(records)
-    ordered = store.finish()
-    logger.info("%d predictions are in %s", len(ordered), path)
-    metric.update([record["prediction"] for record in ordered], [question.answers for question in questions])
+    texts = _texts_of_all(store, mine)
+    others = [_record(tokenizer, q, texts[q.index]) for q in questions if q.index not in store.done]
+    if rank == 0 and others:
+        store.append(others)
+    logger.info("%d predictions are in %s", len(store.finish()), path)
+    metric.update([texts[question.index] for question in questions], [question.answers for question in questions])
     return metric.eval()
 
 
@@ -268,6 +276,15 @@ def _batches(questions: Sequence[Question], batch_size: int) -> Iterator[list[Qu
         ordered = sorted(questions[start : start + WINDOW], key=lambda question: -len(question.prompt))
         for first in range(0, len(ordered), batch_size):
             yield ordered[first : first + batch_size]
+
+
+def _texts_of_all(store: PredictionStore, mine: Sequence[Question]) -> dict[int, str]:
+    """Index -> text of all questions, of which each data parallel rank has answered its own."""
+    texts = {question.index: store.done[question.index]["prediction"] for question in mine}
+    if data_parallel_ranks()[1] == 1:
+        return texts
+    parts = gather_bytes(json.dumps(list(texts.items())).encode())
+    return {index: text for part in parts for index, text in json.loads(part)}
 
 
 def _record(tokenizer: Any, question: Question, text: str) -> dict[str, Any]:

@@ -5,16 +5,20 @@ import json
 from pathlib import Path
 from typing import Any
 
+import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor
 
+from mindformers.config import save_config
 from mindformers.core.metric import EmF1Metric, SquadMetric
 from mindformers.dataset.mindrecord import MindRecordWriter
 from mindformers.errors import ConfigError, DataError
 from mindformers.trainer import generate_evaluate
 from mindformers.trainer.evaluate import EvalCell, evaluate, try_evaluation
 from mindformers.trainer.generate_evaluate import Question, answers_file, check_room, generate_answers, read_questions
+from tests.helpers import REPO
+from tests.parallel.ranks import run_ranks
 from tests.unit.dataset.test_squad import squad_file
 from tests.unit.trainer.conftest import LENGTH, texts, write_questions
 
@@ -63,6 +67,32 @@ def test_no_new_graph_for_a_last_short_batch(make_config, network, tokenizer, mo
     lengths = [len(questions[r["index"]].prompt) for batch in batches for r in batch]
     assert lengths == sorted(lengths, reverse=True)
     assert {r["index"] for batch in batches for r in batch} == set(range(11)) - {3}
+
+
+def test_two_ranks_share_the_records(make_config, network, tmp_path) -> None:
+    """In two real processes: the scores and the file of one, and each has generated its own half."""
+    alone_config = make_config()
+    expected = evaluate(alone_config, EvalCell(network))
+    ms.save_checkpoint(network, str(tmp_path / "weights.ckpt"))
+    sizes = (
+        "hidden_size",
+        "num_layers",
+        "num_heads",
+        "n_kv_heads",
+        "multiple_of",
+        "use_past",
+        "max_new_tokens",
+        "do_sample",
+    )
+    model = {f"model.model_config.{name}": getattr(network.config, name) for name in sizes}
+    split = {"use_parallel": True, "parallel.parallel_mode": 0, "parallel_config.data_parallel": 2}
+    cfg = make_config(output_dir="two", load_checkpoint=str(tmp_path / "weights.ckpt"), **model, **split)
+    save_config(cfg, tmp_path / "two.yaml")
+    outputs = run_ranks(2, [str(REPO / "run_mindformer.py"), "--config", "two.yaml"], tmp_path)
+    assert all(str(expected) in output for output in outputs)
+    files = [tmp_path / "two" / "predictions.jsonl", tmp_path / "two" / "log" / "rank_1" / "predictions.jsonl"]
+    assert predictions(files[0]) == predictions(Path(alone_config.output_dir) / "predictions.jsonl")
+    assert [record["index"] for record in predictions(files[1])] == [1, 3, 5, 7, 9]
 
 
 class Killed(BaseException):
