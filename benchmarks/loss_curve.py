@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The quickstart's loss curve with products in bfloat16 beside float32's, and what a curve is worth.
 
-``python benchmarks/loss_curve.py [--seeds 0 1 2] [--json out.jsonl]`` (after ``bash scripts/quickstart.sh``: its data)
+``python benchmarks/loss_curve.py [--seeds 0 1 2 3] [--learning-rate 1e-3] [--json out.jsonl]``
+
+It takes the records that ``bash scripts/quickstart.sh`` leaves.
 
 For each seed four trainings on the same records in the same order, from the same weights:
     plain      float32, MindSpore's operators; the curve the others are compared with
@@ -74,13 +76,14 @@ def command(mode: str, seed: int, kind: str, output: Path, *words: str) -> str:
     return run.stdout + run.stderr
 
 
-def train(seed: int, kind: str, data: Path, folder: Path) -> tuple[np.ndarray, float]:
+def train(seed: int, kind: str, rate: float | None, data: Path, folder: Path) -> tuple[np.ndarray, float]:
     """Losses of all steps, and the loss on the validation records."""
     config, output = folder / "curve.yaml", folder / kind
+    rate = [] if rate is None else ["--optimizer.learning_rate", str(rate)]
     config.write_text(EVERY_STEP.format(config=CONFIG), encoding="utf-8")
     weights = folder / ("rounded.ckpt" if kind == "rounded" else "exact.ckpt")
     words = ["--config", str(config), "--load_checkpoint", str(weights)]
-    command("train", seed, kind, output, *words, "--train_dataset_dir", str(data / "train.mindrecord"))
+    command("train", seed, kind, output, *words, *rate, "--train_dataset_dir", str(data / "train.mindrecord"))
     lines = (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     losses = np.array([json.loads(line)["loss"] for line in lines if "loss" in json.loads(line)])
     words = ["--config", str(config), "--load_checkpoint", str(output / "checkpoint")]
@@ -108,8 +111,9 @@ def distances(losses: np.ndarray, plain: np.ndarray) -> dict[str, float]:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3])
     parser.add_argument("--kinds", nargs="+", choices=KINDS[1:], default=list(KINDS[1:]))
+    parser.add_argument("--learning-rate", type=float, help="highest of the schedule; default: the quickstart's")
     parser.add_argument("--data", type=Path, default=REPO / "quickstart", help="folder of the quickstart's records")
     parser.add_argument("--json", help="file the records are appended to")
     args = parser.parse_args()
@@ -120,10 +124,11 @@ def main() -> None:
     for seed in args.seeds:
         with tempfile.TemporaryDirectory(prefix="mindformers-curve-") as folder:
             write_weights(seed, Path(folder))
-            plain, plain_loss = train(seed, "plain", data, Path(folder))
+            plain, plain_loss = train(seed, "plain", args.learning_rate, data, Path(folder))
             for kind in args.kinds:
-                losses, loss = train(seed, kind, data, Path(folder))
+                losses, loss = train(seed, kind, args.learning_rate, data, Path(folder))
                 record = {"benchmark": "loss_curve", "seed": seed, "kind": kind, "steps": len(losses)}
+                record |= {"learning_rate": args.learning_rate}
                 record |= {name: float(value) for name, value in distances(losses, plain).items()}
                 record |= {"eval_loss": loss, "plain_eval_loss": plain_loss, "eval_percent": percent(loss, plain_loss)}
                 records.append(record)

@@ -48,14 +48,14 @@ def our_step(name: str, dtype: str, native: bool):
     import mindspore as ms
 
     from benchmarks.common import our_config
+    from mindformers.core.context import init_context
     from mindformers.core.optim import AdamW
     from mindformers.core.param_groups import group_parameters
     from mindformers.models.llama.llama import LlamaForCausalLM
     from mindformers.modules.kernels import use_native_kernels
     from mindformers.wrapper import MFTrainOneStepCell
 
-    ms.set_device("CPU")
-    ms.set_context(mode=ms.GRAPH_MODE)
+    init_context(context_config={"device_target": "CPU", "native_kernels": native})
     network = LlamaForCausalLM(our_config(name, compute_dtype=dtype)).set_train()
     if native and not use_native_kernels():
         raise SystemExit("--native: the native kernels are not built: python -m mindformers native build")

@@ -144,8 +144,8 @@ def init_context(
     ms.set_context(mode=mode)
     _report_unused(options, explicit, target)
     _set_environment(options, target, root)
-    _set_runtime(options)
-    library.configure(bool(options.get("native_kernels")), int(options.get("runtime_num_threads") or 0))
+    library.configure(bool(options.get("native_kernels")), _threads(options))
+    _set_runtime(options, target)
     if target != "CPU":
         _set_memory(options)
     if target == "Ascend":
@@ -231,12 +231,31 @@ def _set_environment(options: Mapping[str, Any], target: str, root: Path) -> Non
         _call("jit_level", jit_level, lambda: ms.set_context(jit_config={"jit_level": jit_level}))
 
 
-def _set_runtime(options: Mapping[str, Any]) -> None:
+def _threads(options: Mapping[str, Any]) -> int:
+    threads = options.get("runtime_num_threads") or 0
+    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 0:
+        raise ConfigError(f"context.runtime_num_threads is {threads!r}; give a whole number, 0 for one per core")
+    return threads
+
+
+def _operator_threads(options: Mapping[str, Any], target: str) -> int | None:
+    """Threads of MindSpore's own CPU operators; None leaves it to MindSpore.
+
+    One beside the native kernels, which do nearly all of the work: MindSpore's threads wait for each other without
+    giving way, and beside a busy process a training step then takes three times what its share of the cores explains.
+    """
+    if target == "CPU" and library.usable() and library.has_onednn():
+        return 1
+    every_core = len(os.sched_getaffinity(0)) if "runtime_num_threads" in _applied else None
+    return options.get("runtime_num_threads") or every_core
+
+
+def _set_runtime(options: Mapping[str, Any], target: str) -> None:
     if "max_call_depth" in options:
         depth = options["max_call_depth"]
         _call("max_call_depth", depth, lambda: ms.set_recursion_limit(depth))
-    if options.get("runtime_num_threads"):
-        threads = options["runtime_num_threads"]
+    threads = _operator_threads(options, target)
+    if threads:
         _once("runtime_num_threads", threads, lambda: ms.device_context.cpu.op_tuning.threads_num(threads))
     if options.get("inter_op_parallel_num"):
         number = options["inter_op_parallel_num"]

@@ -62,7 +62,9 @@ class ContextSection(Section):
     enable_compile_cache: bool = Field(False, description="The same cache as save_compile_cache.")
     compile_cache_path: str | None = Field(None, description="Folder of the compile cache; MindSpore's if absent.")
     runtime_num_threads: NonNegativeInt | None = Field(
-        None, description="CPU threads for kernels; 0 or absent means one per core."
+        None,
+        description="CPU threads for kernels; 0 or absent means one per core. "
+        "Beside native_kernels MindSpore's own ops take one.",
     )
     inter_op_parallel_num: NonNegativeInt | None = Field(
         None, description="CPU threads that run ops side by side; MindSpore's default if absent."

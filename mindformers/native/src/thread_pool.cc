@@ -19,6 +19,7 @@ namespace mf {
 namespace {
 
 constexpr int kMaxThreads = 256;
+constexpr int kPauses = 2000;  // some tens of microseconds: longer than the end of a chunk that is being computed
 constexpr auto kSpin = std::chrono::microseconds(50);  // longer than the gap between two operators of a graph
 
 inline void pause() {
@@ -62,13 +63,8 @@ class Pool {
       wake_.notify_all();
     }
     take_chunks(call_);
-    for (int spins = 0; done_.load(std::memory_order_acquire) < chunks; ++spins) {
-      if (spins < 2000) {
-        pause();
-      } else {
-        std::this_thread::yield();
-      }
-    }
+    for (int spins = 0; spins < kPauses && done_.load(std::memory_order_acquire) < chunks; ++spins) pause();
+    if (done_.load(std::memory_order_acquire) < chunks) sleep_until_done(chunks);
     const std::exception_ptr error = error_;
     busy_.store(false, std::memory_order_release);
     if (error) std::rethrow_exception(error);
@@ -88,8 +84,23 @@ class Pool {
         std::lock_guard<std::mutex> lock(mutex_);
         if (!error_) error_ = std::current_exception();
       }
-      done_.fetch_add(1, std::memory_order_release);
+      done_.fetch_add(1);
+      if (caller_sleeps_.load()) {
+        {
+          std::lock_guard<std::mutex> lock(mutex_);
+        }
+        finished_.notify_one();
+      }
     }
+  }
+
+  // The system runs something else in place of a worker that holds a chunk. To yield would give the core away for as
+  // long as its neighbour likes; who sleeps is run again soon after being woken.
+  void sleep_until_done(int chunks) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    caller_sleeps_.store(true);
+    finished_.wait(lock, [&] { return done_.load() >= chunks; });
+    caller_sleeps_.store(false);
   }
 
   uint32_t current_call() const { return static_cast<uint32_t>(state_.load(std::memory_order_acquire) >> 32); }
@@ -115,12 +126,14 @@ class Pool {
   std::atomic<int> done_{0};
   std::atomic<bool> busy_{false};
   std::atomic<int> sleepers_{0};
+  std::atomic<bool> caller_sleeps_{false};
   uint32_t call_ = 0;
   void (*chunk_)(void*, int) = nullptr;
   void* context_ = nullptr;
   std::exception_ptr error_;
   std::mutex mutex_;
-  std::condition_variable wake_;
+  std::condition_variable wake_;      // work for sleeping workers
+  std::condition_variable finished_;  // all chunks done, for a sleeping caller
 };
 
 // Not OMP_NUM_THREADS: importing MindSpore sets it to 1 for itself. native/library.py reads what the user set.

@@ -177,6 +177,23 @@ def test_what_is_set_once_stays_and_a_change_is_told(recorded: dict, messages: l
     assert "cpu.threads_num" not in recorded
 
 
+def test_beside_native_kernels_operators_of_mindspore_take_one_thread(recorded: dict, monkeypatch) -> None:
+    asked = []
+    monkeypatch.setattr(context.library, "configure", lambda *values: asked.append(values))
+    monkeypatch.setattr(context.library, "usable", lambda: True)
+    monkeypatch.setattr(context.library, "has_onednn", lambda: True)
+    init_context(context_config=CPU | {"runtime_num_threads": 3, "native_kernels": True})
+    assert recorded["cpu.threads_num"] == 1
+    assert asked == [(True, 3)]
+
+
+def test_operators_keep_their_threads_where_linear_layers_stay_theirs(recorded: dict, monkeypatch) -> None:
+    monkeypatch.setattr(context.library, "usable", lambda: True)
+    monkeypatch.setattr(context.library, "has_onednn", lambda: False)
+    init_context(context_config=CPU | {"runtime_num_threads": 3, "native_kernels": True})
+    assert recorded["cpu.threads_num"] == 3
+
+
 def test_what_the_caller_set_before_is_kept(recorded: dict, messages: list) -> None:
     def again(_: int) -> None:
         raise RuntimeError("The 'threads_num' can not be set repeatedly.")

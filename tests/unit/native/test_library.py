@@ -7,12 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mindspore as ms
 import numpy as np
 import pytest
+from mindspore import Parameter, Tensor, ops
 
 from mindformers.commands.native import NATIVE
 from mindformers.config import load_config
 from mindformers.errors import ConfigError
+from mindformers.modules import kernels
+from mindformers.modules.native_kernels import NativeProduct
 from mindformers.native import build, library
 from tests.helpers import REPO
 
@@ -135,8 +139,41 @@ def searched(monkeypatch, tmp_path):
     library.forget()
 
 
-def test_without_a_library_the_plain_ops_run(searched):
+@pytest.fixture
+def told(monkeypatch):
+    """Warnings of the library's module, none of them given before."""
+    messages = []
+    library._warn_once.cache_clear()
+    monkeypatch.setattr(library.logger, "warning", lambda text, *values: messages.append(text % values))
+    yield messages
+    library._warn_once.cache_clear()
+
+
+def test_without_onednn_float32_products_stay_plain_with_one_warning(native_on, told, monkeypatch):
+    class Without:
+        mindformers_native_onednn = staticmethod(lambda: b"")
+
+        def __getattr__(self, name):
+            return getattr(native_on, name)
+
+    weight = Parameter(Tensor(np.ones((2, 3), np.float32)), name="weight")
+    assert isinstance(kernels.product(weight, ms.float32)[0], NativeProduct)
+    monkeypatch.setattr(library, "load", Without)
+    for _ in range(2):
+        assert type(kernels.product(weight, ms.float32)[0]) is ops.MatMul
+    assert told == [
+        "native kernels found no oneDNN in MindSpore: fp32 products of linear layers stay MindSpore's MatMul"
+    ]
+    assert isinstance(kernels.product(weight, ms.bfloat16)[0], NativeProduct)
+
+
+def test_without_a_library_the_plain_ops_run(searched, told):
     assert not library.usable()
+    assert not library.usable()
+    assert len(told) == 1
+    assert told[0].startswith(
+        "native kernels are asked for but not used: they are not built; run python -m mindformers"
+    )
     assert library.problem() == "they are not built; run python -m mindformers native build"
     assert library.info()["library"] == "not built"
     assert library.info()["used"].startswith("no: they are not built")
