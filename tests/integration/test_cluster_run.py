@@ -5,10 +5,14 @@ import signal
 from pathlib import Path
 
 import numpy as np
+import pytest
+from mindspore import Tensor
 
+from mindformers import AutoConfig, AutoModel
 from mindformers.checkpoint.sources import open_source
 from mindformers.checkpoint.strategy import whole_box
 from mindformers.launch.hosts import birth
+from mindformers.models.llama import convert_weight
 from mindformers.tools import hccl_tools, transform_ckpt
 from tests.integration.test_launch import SAVE_EVERY, STEPS_PER_EPOCH, end, kill_at, metrics, start, workplace
 
@@ -48,3 +52,20 @@ def test_a_killed_rank_of_data_and_model_parallel(workplace: Path) -> None:
     weights = joined(workplace, "whole")
     for name, value in joined(workplace, "cut").items():
         np.testing.assert_array_equal(value, weights[name], err_msg=name)
+    opens_everywhere(workplace, workplace / "cut_joined" / "rank_0" / "tiny0.ckpt")
+
+
+def opens_everywhere(folder: Path, file: Path) -> None:
+    """A joined checkpoint is one of an ordinary model: here, and as a Hugging Face folder in transformers."""
+    config = AutoConfig.from_pretrained(str(folder / "run.yaml"))
+    config.checkpoint_name_or_path = str(file)
+    ids = np.arange(3, 12, dtype=np.int32)[None]
+    ours = AutoModel.from_config(config).set_train(False)(Tensor(ids))[0].asnumpy()
+    target = folder / "joined_hf"
+    assert convert_weight.main(["--mindspore_ckpt_path", str(file), "--config", str(folder / "run.yaml"),
+                                "--to_hf", str(target)]) == 0  # fmt: skip
+    torch = pytest.importorskip("torch")
+    theirs = pytest.importorskip("transformers").AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32)
+    with torch.no_grad():
+        expected = theirs(torch.tensor(ids, dtype=torch.int64)).logits.numpy()
+    np.testing.assert_allclose(ours.reshape(expected.shape), expected, rtol=1e-4, atol=1e-5)
