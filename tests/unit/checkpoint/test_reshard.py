@@ -152,7 +152,9 @@ def test_a_run_takes_its_parts_of_another_layout(
     import mindspore as ms
 
     layout = read_strategy(strategies / after / "strategy")
-    transform(open_source(whole), tmp_path / "cut", read_strategy(strategies / before / "strategy"), with_optimizer=True)
+    transform(
+        open_source(whole), tmp_path / "cut", read_strategy(strategies / before / "strategy"), with_optimizer=True
+    )
     by_hand = transform(open_source(whole), tmp_path / "by_hand", layout)
     for rank, file in enumerate(by_hand.files):
         expected = contents(file)
