@@ -20,6 +20,7 @@ from mindformers.checkpoint.manifest import Manifest
 from mindformers.checkpoint.resume import ResumePoint
 from mindformers.checkpoint.sources import Opened, open_source
 from mindformers.checkpoint.strategy import ClusterLayout, read_own_strategy, slices_record, whole_box
+from mindformers.checkpoint.tied import HEAD
 from mindformers.errors import CheckpointError, ConfigError
 from mindformers.tools.logger import get_logger
 
@@ -61,10 +62,12 @@ class RankTensors(Mapping[str, ms.Tensor]):
         return to_tensor(self.source.read(name, self._box(name)))
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.source.facts)
+        """All names; without an output layer that another stage has, or this stage would pass for a tied model."""
+        there = self._layout is None or self._layout.holds(HEAD, self._rank)
+        return (name for name in self.source.facts if there or name != HEAD)
 
     def __len__(self) -> int:
-        return len(self.source.facts)
+        return sum(1 for _ in self)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of this rank's part, without reading it."""

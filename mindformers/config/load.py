@@ -197,7 +197,7 @@ def _validate(
                 break
     if config is not None:
         bad = {problem.path for problem in problems}
-        changed = (fill_ranks(config, ranks), without_cache(config)) if ranks else ()
+        changed = [fill_ranks(config, ranks) if ranks else None, without_cache(config) if ranks or launch else None]
         config._warnings = [text for text in changed if text]
         findings = list(config.findings())
         findings += rank_findings(config, ranks, "the number of processes (RANK_SIZE)") if ranks else []

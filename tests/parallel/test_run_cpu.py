@@ -7,6 +7,7 @@ clipping hides the same. The first step overflows, so that all ranks have to ski
 
 import json
 import re
+from ast import literal_eval
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,8 @@ A, B = "mindpet_delta_lora_a", "mindpet_delta_lora_b"
 ADAPTERS = {f"{name}.{B}": 0 for name in COLUMNS} | {f"{name}.{A}": 1 for name in ROWS}
 DROPOUT = ("--model.model_config.pet_config.lora_dropout", "0.2")
 QUIET = ("--do_eval", "False")
+PREDICT = ("--run_mode", "predict", "--predict_data", "prompts.txt", "--predict_batch_size", "2", "--auto_trans_ckpt",
+           "True", "--load_checkpoint", "init.ckpt", "--model.model_config.max_new_tokens", "6")  # fmt: skip
 # the same for adapters of all layers
 LORA_CASES = {
     "dp2": (*CASES["dp2"][:2], {}),
@@ -73,6 +76,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "hidden_size": 32, "num_layers": 2, "num_heads": 4, "n_kv_heads": 2, "vocab_size": 64, "seq_length": 16,
         "pretrain_seqlen": 16, "max_decode_length": 16,
     }  # fmt: skip
+    config["processor"]["tokenizer"]["vocab_file"] = "tokenizer.model"
     for section in ("train_dataset", "eval_dataset"):
         config[section]["data_loader"]["dataset_dir"] = "train.mindrecord"
     config |= {"optimizer": {"type": "SGD", "learning_rate": 0.1}, "lr_schedule": None, "load_checkpoint": "init.ckpt"}
@@ -88,6 +92,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     ms.save_checkpoint(weights, str(folder / "init.ckpt"))
     write_lora(folder, weights)
+    write_prompts(folder)
     return folder
 
 
@@ -109,6 +114,18 @@ def write_lora(folder: Path, base: list[dict]) -> None:
         for p in build_network(load_config(folder / "lora.yaml")).get_parameters() if is_adapter_name(p.name)
     ]  # fmt: skip
     ms.save_checkpoint(base + adapters, str(folder / "lora.ckpt"))
+
+
+def write_prompts(folder: Path) -> None:
+    """A tokenizer of as many pieces as the model has, and prompts of different lengths."""
+    import sentencepiece
+
+    sentences = ["the old cat sat on the mat", "a quick brown fox jumps over my lazy dog", "a dog ran"]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(sentences), vocab_size=64, model_prefix=str(folder / "tokenizer"), model_type="bpe",
+        minloglevel=2,
+    )  # fmt: skip
+    (folder / "prompts.txt").write_text("the cat\na dog ran\nthe old cat sat\n", encoding="utf-8")
 
 
 def words(name: str, arguments: tuple[str, ...], config: str = "run.yaml") -> list[str]:
@@ -153,9 +170,10 @@ def weights(job: Path, name: str, rank: int) -> dict[str, np.ndarray]:
 def done(job: Path) -> Path:
     """The job's folder after all runs."""
     adapted = [words("one_lora", QUIET, "lora.yaml"), words("one_dropout", (*DROPOUT, *QUIET), "lora.yaml")]
-    run_all(job, 1, [words("one", ()), *adapted])
+    run_all(job, 1, [words("one", ()), *adapted, words("one_texts", PREDICT)])
     for count in (2, 4):
         runs = [words(name, arguments) for name, (ranks, arguments, _) in CASES.items() if ranks == count]
+        runs += [words("two_texts", (*SPLIT, "--parallel_config.model_parallel", "2", *PREDICT))] if count == 2 else []
         runs += [
             words(f"lora_{name}", (*arguments, *QUIET), "lora.yaml")
             for name, (ranks, arguments, _) in LORA_CASES.items() if ranks == count
@@ -182,6 +200,15 @@ def test_dropout_was_not_without_effect(done: Path) -> None:
     """The runs with masks are equal above because a token's mask does not depend on the rank it is on."""
     plain = weights(done, "one_lora", 0)
     assert any(np.abs(value - plain[key]).max() > 1e-4 for key, value in weights(done, "one_dropout", 0).items())
+
+
+def test_texts_of_a_batch_are_those_of_one_process(done: Path) -> None:
+    """Three prompts of a file, two at a time, over a network of which each rank has half."""
+    names = ("one_texts", "two_texts")
+    texts = [re.findall(r"text_generation_text': (\[.*?\])", printed(done, name)) for name in names]
+    assert texts[0] == texts[1]
+    assert [len(literal_eval(batch)) for batch in texts[0]] == [2, 1]
+    assert all(literal_eval(batch)[0] not in ("the cat", "the old cat sat") for batch in texts[0])
 
 
 def compare(job: Path, one: str, name: str, ranks: int, split: dict[str, int]) -> None:

@@ -224,7 +224,8 @@ def without_cache(cfg: "RunConfig") -> str | None:
         What was changed, as a text for the user; None when nothing was.
     """
     config = cfg.model.config
-    if not (_is_split(cfg) and cfg.run_mode == "predict" and config.use_past):
+    generates = cfg.run_mode == "predict" or _answers_questions(cfg)
+    if not (generates and _is_split(cfg) and config.use_past):
         return None
     config.use_past = False
     return (

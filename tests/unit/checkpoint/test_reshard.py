@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from mindformers.checkpoint.foreign.arrays import Raw
 from mindformers.checkpoint.foreign.table import expected_shapes
 from mindformers.checkpoint.manifest import read_manifest
+from mindformers.checkpoint.reshard import load_slices
 from mindformers.checkpoint.sources import open_source
 from mindformers.checkpoint.strategy import read_strategy
 from mindformers.checkpoint.stream import CheckpointStream, Planned
@@ -80,6 +82,12 @@ def assert_same(found: dict[str, Raw], expected: dict[str, Raw]) -> None:
         assert found[name].data.tobytes() == value.data.tobytes(), name
 
 
+def assert_holds(network: Any, expected: dict[str, Raw]) -> None:
+    assert {p.name for p in network.get_parameters()} == set(expected)
+    for parameter in network.get_parameters():
+        np.testing.assert_array_equal(parameter.asnumpy(), expected[parameter.name].data, err_msg=parameter.name)
+
+
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_split_and_merge_is_exact_and_slices_are_those_compiled(
     strategies: Path, whole: Path, state: dict[str, Raw], tmp_path: Path, name: str
@@ -134,6 +142,30 @@ def test_one_layout_becomes_another(strategies: Path, whole: Path, state: dict[s
         open_source(tmp_path / "2", places["mp4"])
 
 
+@pytest.mark.parametrize(
+    ("before", "after"), [("dp2_mp2_pp2_optimizer", "mp4"), ("mp4", "dp2_mp2_pp2_optimizer"), ("mp2_pp2", "mp2_pp2")]
+)
+def test_a_run_takes_its_parts_of_another_layout(
+    strategies: Path, whole: Path, tmp_path: Path, before: str, after: str
+) -> None:
+    """auto_trans_ckpt: each rank of four or eight, stages too, gets what a conversion by hand would give it."""
+    import mindspore as ms
+
+    layout = read_strategy(strategies / after / "strategy")
+    transform(
+        open_source(whole), tmp_path / "cut", read_strategy(strategies / before / "strategy"), with_optimizer=True
+    )
+    by_hand = transform(open_source(whole), tmp_path / "by_hand", layout)
+    for rank, file in enumerate(by_hand.files):
+        expected = contents(file)
+        network = {n: ms.Parameter(ms.Tensor(np.zeros_like(raw.data)), name=n) for n, raw in expected.items()}
+        others = {n: ms.Parameter(ms.Tensor([0.0]), name=n) for n in expected_shapes(LlamaConfig(**MODEL))}
+        report = load_slices(others | network, tmp_path / "cut", layout=layout, rank=rank)
+        assert report.loaded == len(expected)
+        for name, parameter in network.items():
+            np.testing.assert_array_equal(parameter.asnumpy(), expected[name].data, err_msg=f"{name} of rank {rank}")
+
+
 def test_without_manifests_the_strategy_is_used(strategies: Path, whole: Path, state: dict, tmp_path: Path) -> None:
     """As the files of other programs come: one file in each folder, strategies of all stages, or merged in one file."""
     import mindspore as ms
@@ -155,10 +187,9 @@ def test_without_manifests_the_strategy_is_used(strategies: Path, whole: Path, s
 
 
 def test_command_and_foreign_weights(strategies: Path, whole: Path, tmp_path: Path, capsys) -> None:
-    """The card's command; what it joins loads into the model and converts to Hugging Face, which is cut again."""
-    from mindformers.checkpoint.load import load_into, read_checkpoint
+    """The card's command; AutoModel opens what it joins, and its conversion to Hugging Face, which is cut again."""
+    from mindformers import AutoModel
     from mindformers.models.llama.convert_weight import main as convert
-    from mindformers.models.llama.llama import LlamaForCausalLM
 
     strategy = str(strategies / "mp4" / "strategy")
     flags = ["--src_ckpt_dir", str(whole), "--dst_ckpt_strategy", strategy, "--dst_ckpt_dir", str(tmp_path / "cut")]
@@ -167,13 +198,15 @@ def test_command_and_foreign_weights(strategies: Path, whole: Path, tmp_path: Pa
     assert main([*flags, "--dst_ckpt_dir", str(tmp_path / "joined"), "--verify", "--workers", "3"]) == 0
     assert "verified: the checksums of 21 parts agree" in capsys.readouterr().out
     joined = tmp_path / "joined/rank_0/llama2_7b0.ckpt"
-    network = LlamaForCausalLM(LlamaConfig(**MODEL))
-    assert load_into(network, read_checkpoint(joined)).unexpected == []
+    weights = contents(joined)
+    network = AutoModel.from_config(LlamaConfig(**MODEL | {"checkpoint_name_or_path": str(joined)}))
+    assert_holds(network, weights)
     config = tmp_path / "model.yaml"
     config.write_text("model:\n  model_config:\n" + "".join(f"    {k}: {json.dumps(v)}\n" for k, v in MODEL.items()))
     assert (
         convert(["--mindspore_ckpt_path", str(joined), "--to_hf", str(tmp_path / "hf"), "--config", str(config)]) == 0
     )
+    assert_holds(AutoModel.from_pretrained(tmp_path / "hf"), weights)
     pp = read_strategy(strategies / "mp2_pp2" / "strategy")
     transform(open_source(tmp_path / "hf"), tmp_path / "again", pp, verify=True)
     again = transform(open_source(tmp_path / "again"), tmp_path / "last")

@@ -166,7 +166,12 @@ def test_a_cache_is_not_split(tmp_path):
     cfg = load_config(path, given, ranks=2)
     assert not cfg.model.config.use_past
     assert any("use_past: False instead of True" in warning for warning in cfg.warnings)
+    assert load_config(path, given).model.config.use_past  # as it is written, when nothing is to run
     assert load_config(path, [*given, "use_parallel=False"], ranks=1).model.config.use_past
+    given = ["run_mode=eval", "model.model_config.do_sample=False", *given[1:]]
+    assert load_config(path, given, ranks=2).model.config.use_past
+    answers = ["metric.type=EmF1Metric", "eval_dataset.input_columns=[input_ids, labels]"]
+    assert not load_config(path, [*given, *answers], ranks=2).model.config.use_past
 
 
 def test_ranks_that_do_not_divide_are_a_problem(tmp_path):

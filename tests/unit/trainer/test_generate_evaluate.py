@@ -69,8 +69,10 @@ def test_no_new_graph_for_a_last_short_batch(make_config, network, tokenizer, mo
     assert {r["index"] for batch in batches for r in batch} == set(range(11)) - {3}
 
 
-def test_two_ranks_share_the_records(make_config, network, tmp_path) -> None:
-    """In two real processes: the scores and the file of one, and each has generated its own half."""
+@pytest.mark.parametrize(("mode", "way", "second"), [(0, "data", range(1, 11, 2)), (1, "model", range(11))])
+def test_two_ranks_give_the_scores_of_one(make_config, network, tmp_path, mode, way, second) -> None:
+    """In two real processes: the scores and the file of one. Data parallel ranks share the records, ranks that share
+    the model generate all of them together (without the cache, which cannot be split)."""
     alone_config = make_config()
     expected = evaluate(alone_config, EvalCell(network))
     ms.save_checkpoint(network, str(tmp_path / "weights.ckpt"))
@@ -85,14 +87,15 @@ def test_two_ranks_share_the_records(make_config, network, tmp_path) -> None:
         "do_sample",
     )
     model = {f"model.model_config.{name}": getattr(network.config, name) for name in sizes}
-    split = {"use_parallel": True, "parallel.parallel_mode": 0, "parallel_config.data_parallel": 2}
+    split = {"use_parallel": True, "parallel.parallel_mode": mode, f"parallel_config.{way}_parallel": 2}
+    split["auto_trans_ckpt"] = mode == 1
     cfg = make_config(output_dir="two", load_checkpoint=str(tmp_path / "weights.ckpt"), **model, **split)
     save_config(cfg, tmp_path / "two.yaml")
     outputs = run_ranks(2, [str(REPO / "run_mindformer.py"), "--config", "two.yaml"], tmp_path)
     assert all(str(expected) in output for output in outputs)
     files = [tmp_path / "two" / "predictions.jsonl", tmp_path / "two" / "log" / "rank_1" / "predictions.jsonl"]
     assert predictions(files[0]) == predictions(Path(alone_config.output_dir) / "predictions.jsonl")
-    assert [record["index"] for record in predictions(files[1])] == [1, 3, 5, 7, 9]
+    assert [record["index"] for record in predictions(files[1])] == list(second)
 
 
 class Killed(BaseException):
