@@ -47,14 +47,21 @@ Rows = list[tuple[str, str, int, float]]
 
 
 def phase_of(path: str) -> str:
-    """forward, backward or update."""
+    """forward, backward or update; native kernels of forward and backward pass have one name."""
+    if "/Custom-" in path:
+        return "native kernels"
     if path.startswith("Gradients/") or "Grad" in path:
         return "backward"
     return "forward" if "network-" in path or "Llama" in path or path.startswith("Expand/") else "update"
 
 
 def part_of(path: str) -> str:
-    """The part of the model whose operator has this path."""
+    """The part of the model whose operator has this path.
+
+    In the backward pass MindSpore gives all gradients of one kind of operator the path of the first.
+    """
+    if phase_of(path) == "backward":
+        return "all parts"
     return next((part for part, marks in PARTS.items() if any(mark in path for mark in marks)), "other")
 
 
