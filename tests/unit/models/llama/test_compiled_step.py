@@ -79,6 +79,12 @@ class BroadcastingNorm(nn.Cell):
         return x * ops.rsqrt(self.mean(x * x, -1) + 1e-5) * self.weight
 
 
+@pytest.fixture(autouse=True)
+def plain_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No native kernels, also where they are asked for."""
+    monkeypatch.setenv("MINDFORMERS_NATIVE", "0")
+
+
 def _network() -> LlamaForCausalLM:
     kinds = ("compute_dtype", "param_init_type", "layernorm_compute_type", "softmax_compute_type", "rotary_dtype")
     return LlamaForCausalLM(
@@ -98,7 +104,6 @@ def _step_nodes(network: nn.Cell, folder: Path, packed: bool = False) -> list[No
     if packed:
         batch += [Tensor(ids), Tensor((np.arange(LENGTH + 1) // 6).astype(np.int32)[None].repeat(BATCH, 0))]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MINDFORMERS_NATIVE", "0")
         patch.setenv("MS_DEV_SAVE_GRAPHS", "1")
         patch.setenv("MS_DEV_SAVE_GRAPHS_PATH", str(folder))
         patch.setenv("MS_DEV_DUMP_IR_PASSES", "graph_build")
