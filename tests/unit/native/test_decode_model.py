@@ -174,6 +174,7 @@ def test_what_native_kernels_do_not_do_stays_plain(native_on):
 
 
 def test_packing_that_cannot_be_is_refused_with_the_way_out(native_library, monkeypatch):
+    monkeypatch.delenv(library.ENVIRONMENT, raising=False)
     adapted = get_pet_model(lively(weight_dtype="int8"), {"lora_rank": 2, "target_modules": "wq"})
     with pytest.raises(ConfigError, match=r"adapters. Merge them .*merge_lora"):
         adapted.generate(PROMPTS[0], **GREEDY)
