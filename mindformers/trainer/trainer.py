@@ -19,6 +19,7 @@ from mindformers.models.build import pretrained_tokenizer
 from mindformers.models.llama.llama_decoder import pack_weights
 from mindformers.tools.logger import get_logger
 from mindformers.trainer.build import TrainTask, build_training, try_run
+from mindformers.trainer.compile_cache import use_compile_cache, without_compile_cache
 from mindformers.trainer.evaluate import EvalCell, build_eval_dataset, evaluate
 from mindformers.trainer.given import Given, metric_section
 from mindformers.trainer.network import build_network, load_weights
@@ -271,7 +272,8 @@ class Trainer:
     def _start(self) -> OutputLayout:
         if self._layout is None:
             cfg = self.config
-            rank, _ = init_context(cfg.use_parallel, cfg.context, parallel_section(cfg), cfg.output_dir)
+            context = without_compile_cache(cfg.context)
+            rank, _ = init_context(cfg.use_parallel, context, parallel_section(cfg), cfg.output_dir)
             gather_weights_again(cfg)
             set_seed(cfg.seed)
             self._layout = OutputLayout(cfg.output_dir, rank)
@@ -289,6 +291,7 @@ class Trainer:
         if cfg.only_save_strategy:
             report_strategy(layout)
             return
+        use_compile_cache(cfg, task.progress)
         try_run(task, cfg, eval_dataset)
         save_config(cfg, layout.resolved_config)
         run(task, cfg)

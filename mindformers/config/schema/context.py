@@ -57,10 +57,12 @@ class ContextSection(Section):
     grad_for_scalar: bool = inert(False, "gradients of scalars", _GONE)
     print_file_path: str | None = inert(None, "file for printed tensors", _GONE)
     env_config_path: str | None = inert(None, "file with settings for the recorder", _GONE)
-    save_compile_cache: bool = Field(False, description="Keep compiled graphs on disk and take them at the next start.")
+    save_compile_cache: bool = Field(False, description="Keep the compiled training step on disk, one for each config.")
     load_compile_cache: bool = Field(False, description="The same cache as save_compile_cache.")
     enable_compile_cache: bool = Field(False, description="The same cache as save_compile_cache.")
-    compile_cache_path: str | None = Field(None, description="Folder of the compile cache; MindSpore's if absent.")
+    compile_cache_path: str | None = Field(
+        None, description="Folder of the compile cache; output_dir/compile_cache if absent."
+    )
     runtime_num_threads: NonNegativeInt | None = Field(
         None,
         description="CPU threads for kernels; 0 or absent means one per core. "

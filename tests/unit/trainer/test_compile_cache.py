@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The compile cache: a folder for each configuration, because MindSpore would mix them up."""
+
+import os
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from mindformers.config import load_config
+from mindformers.core.progress import TrainProgress
+from mindformers.trainer.compile_cache import use_compile_cache, without_compile_cache
+
+PROGRESS = TrainProgress(steps_per_epoch=10, epochs=2, global_batch_size=4, seq_length=16)
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The variables of this process stay as they are."""
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+
+
+def config(tmp_path: Any, *changes: str) -> Any:
+    words = ["context.save_compile_cache=True", f"output_dir={tmp_path}", "do_eval=False", *changes]
+    return load_config("run_llama2_tiny", words)
+
+
+def test_off_unless_asked_for(tmp_path):
+    assert use_compile_cache(config(tmp_path, "context.save_compile_cache=False"), PROGRESS) is None
+    assert "MS_COMPILER_CACHE_ENABLE" not in os.environ
+
+
+def test_the_folder_follows_from_what_is_in_the_graph(tmp_path):
+    folder = use_compile_cache(config(tmp_path), PROGRESS)
+    assert folder.parent == tmp_path / "compile_cache"
+    assert os.environ["MS_COMPILER_CACHE_PATH"] == str(folder)
+    assert os.environ["MS_COMPILER_CACHE_ENABLE"] == "1"
+    same = ["load_checkpoint=elsewhere", "resume_training=True"]
+    assert use_compile_cache(config(tmp_path, *same), PROGRESS) == folder
+    for change in ("model.model_config.rms_norm_eps=1e-4", "optimizer.weight_decay=0.3", "runner_config.batch_size=3"):
+        assert use_compile_cache(config(tmp_path, change), PROGRESS) != folder
+    assert use_compile_cache(config(tmp_path), replace(PROGRESS, steps_per_epoch=11)) != folder
+    elsewhere = use_compile_cache(config(tmp_path, f"context.compile_cache_path={tmp_path / 'here'}"), PROGRESS)
+    assert elsewhere.parent == tmp_path / "here"
+
+
+@pytest.mark.parametrize("change", ["do_eval=True", "use_parallel=True"])
+def test_not_where_other_graphs_come_first(tmp_path, change, caplog):
+    assert use_compile_cache(config(tmp_path, change), PROGRESS) is None
+    assert "MS_COMPILER_CACHE_ENABLE" not in os.environ
+    assert "it is not used" in caplog.text
+
+
+def test_the_context_of_a_run_leaves_it_out(tmp_path):
+    cfg = config(tmp_path)
+    assert not without_compile_cache(cfg.context).save_compile_cache
+    assert cfg.context.save_compile_cache
