@@ -8,6 +8,8 @@ first graph of its process, is kept.
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from mindformers.core.progress import TrainProgress
 from mindformers.tools.logger import get_logger
 from mindformers.version import __version__
 
-__all__ = ["use_compile_cache", "without_compile_cache"]
+__all__ = ["compile_cache", "without_compile_cache"]
 
 logger = get_logger(__name__)
 
@@ -37,29 +39,36 @@ _OUTSIDE = (
 
 
 def without_compile_cache(context: Any) -> Any:
-    """A context section that leaves the compile cache to :func:`use_compile_cache`."""
+    """A context section that leaves the compile cache to :func:`compile_cache`."""
     return context.model_copy(update=dict.fromkeys(_SWITCHES, False))
 
 
-def use_compile_cache(cfg: RunConfig, progress: TrainProgress) -> Path | None:
-    """Take the compiled step from disk, or keep it there; before the first graph is compiled.
+@contextmanager
+def compile_cache(cfg: RunConfig, progress: TrainProgress) -> Iterator[Path | None]:
+    """Inside, the compiled step is taken from disk, or kept there; around the compilation of the first graph.
 
     Args:
         cfg: the run's config.
         progress: the run's steps, on which the schedule in the graph depends.
 
-    Returns:
+    Yields:
         The folder; None when the cache is not asked for, or cannot be used.
     """
-    if not any(getattr(cfg.context, name) for name in _SWITCHES):
-        return None
-    if cfg.use_parallel or cfg.do_eval:
+    asked = any(getattr(cfg.context, name) for name in _SWITCHES)
+    if asked and (cfg.use_parallel or cfg.do_eval):
         logger.warning("the compile cache keeps training steps of one process without do_eval only: it is not used")
-        return None
+        asked = False
+    if not asked:
+        yield None
+        return
     values = {key: value for key, value in cfg.model_dump(mode="json").items() if key not in _OUTSIDE}
     steps = [progress.total_steps, progress.steps_per_epoch, progress.global_batch_size]
     key = config_hash({"config": values, "steps": steps, "versions": [__version__, ms.__version__]})
     folder = Path(cfg.context.compile_cache_path or Path(cfg.output_dir) / "compile_cache") / key
-    os.environ |= {"MS_COMPILER_CACHE_ENABLE": "1", "MS_COMPILER_CACHE_PATH": str(folder)}
     logger.info("compile cache: %s", folder)
-    return folder
+    os.environ |= {"MS_COMPILER_CACHE_ENABLE": "1", "MS_COMPILER_CACHE_PATH": str(folder)}
+    try:
+        yield folder
+    finally:  # what the process compiles later is found by its order too
+        for name in ("MS_COMPILER_CACHE_ENABLE", "MS_COMPILER_CACHE_PATH"):
+            os.environ.pop(name, None)

@@ -19,7 +19,7 @@ from mindformers.models.build import pretrained_tokenizer
 from mindformers.models.llama.llama_decoder import pack_weights
 from mindformers.tools.logger import get_logger
 from mindformers.trainer.build import TrainTask, build_training, try_run
-from mindformers.trainer.compile_cache import use_compile_cache, without_compile_cache
+from mindformers.trainer.compile_cache import compile_cache, without_compile_cache
 from mindformers.trainer.evaluate import EvalCell, build_eval_dataset, evaluate
 from mindformers.trainer.given import Given, metric_section
 from mindformers.trainer.network import build_network, load_weights
@@ -291,10 +291,10 @@ class Trainer:
         if cfg.only_save_strategy:
             report_strategy(layout)
             return
-        use_compile_cache(cfg, task.progress)
-        try_run(task, cfg, eval_dataset)
-        save_config(cfg, layout.resolved_config)
-        run(task, cfg)
+        with compile_cache(cfg, task.progress):
+            try_run(task, cfg, eval_dataset)
+            save_config(cfg, layout.resolved_config)
+            run(task, cfg)
         self._network = task.cell.network
 
     def _ready(self, cfg: RunConfig, checkpoint: Any) -> nn.Cell:

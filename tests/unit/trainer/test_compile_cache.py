@@ -9,7 +9,7 @@ import pytest
 
 from mindformers.config import load_config
 from mindformers.core.progress import TrainProgress
-from mindformers.trainer.compile_cache import use_compile_cache, without_compile_cache
+from mindformers.trainer.compile_cache import compile_cache, without_compile_cache
 
 PROGRESS = TrainProgress(steps_per_epoch=10, epochs=2, global_batch_size=4, seq_length=16)
 
@@ -25,29 +25,33 @@ def config(tmp_path: Any, *changes: str) -> Any:
     return load_config("run_llama2_tiny", words)
 
 
-def test_off_unless_asked_for(tmp_path):
-    assert use_compile_cache(config(tmp_path, "context.save_compile_cache=False"), PROGRESS) is None
+def folder_of(cfg: Any, progress: TrainProgress = PROGRESS) -> Any:
+    """The folder, and that MindSpore is told of it for as long as it should."""
+    with compile_cache(cfg, progress) as folder:
+        told = os.environ.get("MS_COMPILER_CACHE_PATH"), os.environ.get("MS_COMPILER_CACHE_ENABLE")
+        assert told == ((None, None) if folder is None else (str(folder), "1"))
     assert "MS_COMPILER_CACHE_ENABLE" not in os.environ
+    return folder
+
+
+def test_off_unless_asked_for(tmp_path):
+    assert folder_of(config(tmp_path, "context.save_compile_cache=False")) is None
 
 
 def test_the_folder_follows_from_what_is_in_the_graph(tmp_path):
-    folder = use_compile_cache(config(tmp_path), PROGRESS)
+    folder = folder_of(config(tmp_path))
     assert folder.parent == tmp_path / "compile_cache"
-    assert os.environ["MS_COMPILER_CACHE_PATH"] == str(folder)
-    assert os.environ["MS_COMPILER_CACHE_ENABLE"] == "1"
-    same = ["load_checkpoint=elsewhere", "resume_training=True"]
-    assert use_compile_cache(config(tmp_path, *same), PROGRESS) == folder
+    assert folder_of(config(tmp_path, "load_checkpoint=elsewhere", "resume_training=True")) == folder
     for change in ("model.model_config.rms_norm_eps=1e-4", "optimizer.weight_decay=0.3", "runner_config.batch_size=3"):
-        assert use_compile_cache(config(tmp_path, change), PROGRESS) != folder
-    assert use_compile_cache(config(tmp_path), replace(PROGRESS, steps_per_epoch=11)) != folder
-    elsewhere = use_compile_cache(config(tmp_path, f"context.compile_cache_path={tmp_path / 'here'}"), PROGRESS)
+        assert folder_of(config(tmp_path, change)) != folder
+    assert folder_of(config(tmp_path), replace(PROGRESS, steps_per_epoch=11)) != folder
+    elsewhere = folder_of(config(tmp_path, f"context.compile_cache_path={tmp_path / 'here'}"))
     assert elsewhere.parent == tmp_path / "here"
 
 
 @pytest.mark.parametrize("change", ["do_eval=True", "use_parallel=True"])
 def test_not_where_other_graphs_come_first(tmp_path, change, caplog):
-    assert use_compile_cache(config(tmp_path, change), PROGRESS) is None
-    assert "MS_COMPILER_CACHE_ENABLE" not in os.environ
+    assert folder_of(config(tmp_path, change)) is None
     assert "it is not used" in caplog.text
 
 
