@@ -152,6 +152,8 @@ def draw(results: dict[str, dict[int, dict[str, float]]], path: str) -> None:
             axis.set_title(f"{law}: exponent {exponent(values, measured):.2f}", fontsize=9)
             axis.set_ylabel(unit, fontsize=8)
             axis.tick_params(labelsize=7)
+            axis.minorticks_off()
+            axis.set_xticks(values, labels=[str(value) for value in values], fontsize=6)
     figure.suptitle("a training step (text: the whole command); dotted: linear", fontsize=10)
     figure.savefig(path)
 
