@@ -106,7 +106,7 @@ def checkpoint_being_checked(path: str | Path) -> Iterator[Mapping[str, ms.Tenso
         found = pool.submit(_verify, path)
         try:
             yield _open(sound_checkpoint(path, verify=False))
-        except Exception as error:
+        except Exception as error:  # what damaged values led to: the damage is named, not its consequence
             if reason := found.result():
                 raise damaged_error(path, reason) from error
             raise
@@ -135,6 +135,8 @@ def _verify(path: Path) -> str:
         return damage(path, read_manifest(path))
     except CheckpointError as error:
         return f"its manifest is damaged ({error}); delete {manifest.name} to load the file unchecked"
+    except OSError as error:
+        return f"it cannot be read ({error.strerror or error})"
 
 
 def damaged_error(path: Path, reason: str) -> CheckpointError:

@@ -37,6 +37,8 @@ class Identity:
 class Alone:
     """The launcher of a job on one server: nobody to wait for."""
 
+    alone = True
+
     def gather(self, attempt: int, resumable: bool, tick: Callable[[str], None]) -> bool:
         """Whether all servers can resume: this one is all."""
         return resumable
@@ -104,6 +106,8 @@ class Head:
         identity: this launcher's.
         others: first rank -> address of each further server.
     """
+
+    alone = False
 
     def __init__(self, address: str, port: int, identity: Identity, others: Mapping[int, str]):
         self._identity, self._others = identity, dict(others)
@@ -225,6 +229,8 @@ class Member:
         address, port: of the first server's launcher.
         identity: this launcher's.
     """
+
+    alone = False
 
     def __init__(self, address: str, port: int, identity: Identity):
         self._where, self._identity = (address, port), identity

@@ -187,7 +187,7 @@ class Supervisor:
         of one server is not waited for: it looks every 5 seconds only whether all have left.
         """
         ranks = [child for child in self.children if child.spec.rank is not None]
-        if ranks and all(child.poll() == 0 for child in ranks) and not isinstance(self.job.hosts, Alone):
+        if ranks and all(child.poll() == 0 for child in ranks) and not self.job.hosts.alone:
             deadline = time.monotonic() + 2 * self.job.grace
             while self._living() and time.monotonic() < deadline:
                 self._fetch_signal(0.1)

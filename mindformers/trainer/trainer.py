@@ -291,7 +291,8 @@ class Trainer:
         if cfg.only_save_strategy:
             report_strategy(layout)
             return
-        with compile_cache(cfg, task.progress):
+        described = self._given == Given() and self.train_dataset is None
+        with compile_cache(cfg, task.progress, task.cell, described):
             try_run(task, cfg, eval_dataset)
             save_config(cfg, layout.resolved_config)
             run(task, cfg)

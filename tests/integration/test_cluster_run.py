@@ -36,9 +36,15 @@ def joined(folder: Path, output: str) -> dict[str, np.ndarray]:
     return {name: source.read(name, whole_box(facts.shape)).data for name, facts in source.facts.items()}
 
 
-def test_a_killed_rank_of_data_and_model_parallel(workplace: Path) -> None:
+@pytest.fixture(scope="module")
+def whole(workplace: Path) -> dict[str, np.ndarray]:
+    """The joined weights of a run that nothing disturbs."""
     hccl_tools.main(["--cpu", "--device_num", "[0,4)", "--output", str(workplace / "four.json")])
     end(launch(workplace, "whole"))
+    return joined(workplace, "whole")
+
+
+def test_a_killed_rank_of_data_and_model_parallel(workplace: Path, whole: dict[str, np.ndarray]) -> None:
     process = launch(workplace, "cut")
     pids = kill_at(workplace, SAVE_EVERY + 2, "rank 2", process, output="cut")
     _, err = end(process, 128 + signal.SIGKILL)
@@ -49,14 +55,15 @@ def test_a_killed_rank_of_data_and_model_parallel(workplace: Path) -> None:
     expected = metrics(workplace, "whole")
     assert [step for step, _ in expected] == list(range(1, 2 * STEPS_PER_EPOCH + 1))
     assert metrics(workplace, "cut") == expected
-    weights = joined(workplace, "whole")
     for name, value in joined(workplace, "cut").items():
-        np.testing.assert_array_equal(value, weights[name], err_msg=name)
-    opens_everywhere(workplace, workplace / "cut_joined" / "rank_0" / "tiny0.ckpt")
+        np.testing.assert_array_equal(value, whole[name], err_msg=name)
 
 
-def opens_everywhere(folder: Path, file: Path) -> None:
-    """A joined checkpoint is one of an ordinary model: here, and as a Hugging Face folder in transformers."""
+def test_a_joined_checkpoint_opens_everywhere(workplace: Path, whole: dict[str, np.ndarray]) -> None:
+    """It is one of an ordinary model: here, and as a Hugging Face folder in transformers."""
+    torch = pytest.importorskip("torch", reason="needs the extra 'test': transformers reads the result")
+    transformers = pytest.importorskip("transformers", reason="needs the extra 'test': it reads the result")
+    folder, file = workplace, workplace / "whole_joined" / "rank_0" / "tiny0.ckpt"
     config = AutoConfig.from_pretrained(str(folder / "run.yaml"))
     config.checkpoint_name_or_path = str(file)
     ids = np.arange(3, 12, dtype=np.int32)[None]
@@ -64,8 +71,7 @@ def opens_everywhere(folder: Path, file: Path) -> None:
     target = folder / "joined_hf"
     assert convert_weight.main(["--mindspore_ckpt_path", str(file), "--config", str(folder / "run.yaml"),
                                 "--to_hf", str(target)]) == 0  # fmt: skip
-    torch = pytest.importorskip("torch")
-    theirs = pytest.importorskip("transformers").AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32)
     with torch.no_grad():
         expected = theirs(torch.tensor(ids, dtype=torch.int64)).logits.numpy()
     np.testing.assert_allclose(ours.reshape(expected.shape), expected, rtol=1e-4, atol=1e-5)

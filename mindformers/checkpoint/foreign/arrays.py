@@ -35,8 +35,8 @@ def nbytes(shape: tuple[int, ...], dtype: str) -> int:
 def new_array(shape: tuple[int, ...], dtype: str) -> np.ndarray:
     """An array to be filled, in memory of its own.
 
-    A large one is made of small pages first: numpy asks for huge ones, and where free memory is in pieces the kernel
-    first moves it together, at 1.5 GB in 2 to 3 seconds where reading takes 0.3. It may join the pages later.
+    A large one is made of small pages: numpy asks for huge ones, and where free memory is in pieces the kernel
+    first moves it together, at 1.5 GB in 2 to 3 seconds where reading takes 0.3.
     """
     size = nbytes(shape, dtype)
     if size < _LARGE or not hasattr(mmap, "MAP_ANONYMOUS"):

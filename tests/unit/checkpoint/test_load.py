@@ -10,6 +10,7 @@ import pytest
 from mindspore import nn
 from mindspore.train.checkpoint_pb2 import Checkpoint
 
+from mindformers.checkpoint import manifest as manifest_module
 from mindformers.checkpoint.layout import manifest_path
 from mindformers.checkpoint.load import (
     LazyTensors,
@@ -375,3 +376,18 @@ def test_foreign_file_without_manifest_is_loaded_with_a_note(tmp_path):
     with LogLines() as log:
         assert set(read_checkpoint(tmp_path / "a.ckpt")) == {"a"}
     assert log.having("has no manifest")
+
+
+def test_a_disk_that_fails_while_the_sum_is_computed(tmp_path, monkeypatch):
+    """An error of the disk is one of the file, also when it comes up in the thread that computes the sum."""
+
+    def broken(*_):
+        raise OSError(5, "Input/output error")
+
+    path = tmp_path / "CKP_rank_0-1_1.ckpt"
+    save_step(small_state(), path, manifest_fields=FIELDS)
+    monkeypatch.setattr(manifest_module, "file_digest", broken)
+    with pytest.raises(CheckpointError, match="Input/output error"):
+        read_checkpoint(path)
+    with pytest.raises(CheckpointError, match="Input/output error"), checkpoint_being_checked(path):
+        pass

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from mindspore import nn
 
 from mindformers.config import load_config
 from mindformers.core.progress import TrainProgress
@@ -25,9 +26,9 @@ def config(tmp_path: Any, *changes: str) -> Any:
     return load_config("run_llama2_tiny", words)
 
 
-def folder_of(cfg: Any, progress: TrainProgress = PROGRESS) -> Any:
+def folder_of(cfg: Any, progress: TrainProgress = PROGRESS, cell: nn.Cell | None = None, described: bool = True) -> Any:
     """The folder, and that MindSpore is told of it for as long as it should."""
-    with compile_cache(cfg, progress) as folder:
+    with compile_cache(cfg, progress, cell or nn.Dense(2, 3), described) as folder:
         told = os.environ.get("MS_COMPILER_CACHE_PATH"), os.environ.get("MS_COMPILER_CACHE_ENABLE")
         assert told == ((None, None) if folder is None else (str(folder), "1"))
     assert "MS_COMPILER_CACHE_ENABLE" not in os.environ
@@ -49,10 +50,27 @@ def test_the_folder_follows_from_what_is_in_the_graph(tmp_path):
     assert elsewhere.parent == tmp_path / "here"
 
 
+def test_what_no_config_says_counts_too(tmp_path, monkeypatch):
+    """A checkpoint may tie the output layer, and a variable may switch kernels on."""
+    cfg = config(tmp_path)
+    folder = folder_of(cfg)
+    assert folder_of(cfg, cell=nn.Dense(2, 3, has_bias=False)) != folder
+    frozen = nn.Dense(2, 3)
+    frozen.weight.requires_grad = False
+    assert folder_of(cfg, cell=frozen) != folder
+    monkeypatch.setattr("mindformers.trainer.compile_cache.use_native_kernels", lambda: True)
+    assert folder_of(cfg) != folder
+
+
+def test_objects_of_a_script_keep_nothing(tmp_path, caplog):
+    assert folder_of(config(tmp_path), described=False) is None
+    assert "objects given to the Trainer" in caplog.text
+
+
 @pytest.mark.parametrize("change", ["do_eval=True", "use_parallel=True"])
 def test_not_where_other_graphs_come_first(tmp_path, change, caplog):
     assert folder_of(config(tmp_path, change)) is None
-    assert "it is not used" in caplog.text
+    assert "is not used" in caplog.text
 
 
 def test_the_context_of_a_run_leaves_it_out(tmp_path):
