@@ -12,7 +12,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, communication, nn, ops
 from mindspore.communication import GlobalComm
 
-__all__ = ["DataParallelReducer", "data_parallel_ranks", "gather_bytes", "gather_numbers", "world"]
+__all__ = ["DataParallelReducer", "GatherBatch", "data_parallel_ranks", "gather_bytes", "gather_numbers", "world"]
 
 
 def world() -> tuple[int, int]:
@@ -30,6 +30,24 @@ def data_parallel_ranks() -> tuple[int, int]:
     if ms.get_auto_parallel_context("parallel_mode") != "data_parallel":
         return 0, 1
     return world()
+
+
+class GatherBatch(nn.Cell):
+    """The columns of a batch of which every rank has read an equal part, whole; in rank order, inside the train step.
+
+    Small beside what the ranks exchange anyhow: 4 bytes per token.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(auto_prefix=False)
+        self.gather = ops.AllGather()
+
+    def construct(self, *columns: Tensor) -> tuple[Tensor, ...]:
+        """(records of this rank, ...) arrays to (records of all ranks, ...)."""
+        whole = ()
+        for column in columns:
+            whole += (self.gather(column),)
+        return whole
 
 
 class _Gather(nn.Cell):

@@ -18,8 +18,9 @@ from mindformers.config.cli import parse_command_line
 from mindformers.errors import ConfigError
 from mindformers.launch import control
 from mindformers.launch.environment import rank_specs, scheduler_spec
-from mindformers.launch.hosts import RunRecord, free_port, wait_for_port
+from mindformers.launch.hosts import RunRecord, reserve_port, wait_for_port
 from mindformers.launch.plan import (
+    DEFAULT_PORT,
     DISTRIBUTE_USAGE,
     OPTIONS_USAGE,
     STANDALONE_USAGE,
@@ -91,6 +92,9 @@ def _launch(plan: Plan, config: RunConfig, guardian: Guardian) -> int:
 def make_job(plan: Plan, config: RunConfig, output_dir: Path, record: RunRecord) -> Job:
     """A plan and its config as something to supervise.
 
+    Ranks of one server meet at a port of their own unless a port was asked for, so that jobs side by side do not
+    collide; it stays reserved as long as the job lives.
+
     Args:
         plan: what to start.
         config: the checked config of the run.
@@ -99,11 +103,14 @@ def make_job(plan: Plan, config: RunConfig, output_dir: Path, record: RunRecord)
     """
     target, started = config.context.device_target, time.time()
     uses_scheduler = plan.table is not None and target == "CPU"
-    port = plan.options.port
-    if port == 0:
-        if plan.other_servers:
-            raise ConfigError("--port 0 (any free port) is for one server: all servers must know the port")
-        port = free_port(plan.address)
+    port, reserved = plan.options.port, None
+    if port is None and plan.other_servers:
+        port = DEFAULT_PORT
+    if port == 0 and plan.other_servers:
+        raise ConfigError("--port 0 (any free port) is for one server: all servers must know the port")
+    if not port:
+        reserved = reserve_port(plan.address)
+        port = reserved.getsockname()[1]
     prefix, directory = saving_options(config)
     trains = prefix is not None and config.run_mode in ("train", "finetune")
     saved_in = Path(directory).resolve() if directory else output_dir
@@ -121,7 +128,7 @@ def make_job(plan: Plan, config: RunConfig, output_dir: Path, record: RunRecord)
         return common_step(steps) is not None
 
     def prepare() -> None:
-        if uses_scheduler and plan.is_head:
+        if uses_scheduler and plan.is_head and not reserved:
             wait_for_port(plan.address, port, _PORT_SECONDS)
 
     options = plan.options

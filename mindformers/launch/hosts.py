@@ -47,15 +47,18 @@ def port_is_free(address: str, port: int) -> bool:
     return True
 
 
-def free_port(address: str) -> int:
-    """A port nobody uses at the moment, with the next one free as well."""
+def reserve_port(address: str) -> socket.socket:
+    """Keep a port nobody uses, for a server that another process will start there.
+
+    The socket is bound but does not listen. As long as it is open the system gives the port to nobody that asks for any
+    port, and a second reservation cannot have it; a server that allows the reuse of addresses, as MindSpore's scheduler
+    and :func:`port_is_free` do, may still bind and listen.
+    """
     family, kind, _, _, target = socket.getaddrinfo(address, 0, type=socket.SOCK_STREAM)[0]
-    while True:
-        with socket.socket(family, kind) as probe:
-            probe.bind(target)
-            port = probe.getsockname()[1]
-        if port < 65535 and port_is_free(address, port + 1):
-            return port
+    reserved = socket.socket(family, kind)
+    reserved.bind(target)
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # from now on: two reservations stay apart
+    return reserved
 
 
 def wait_for_port(address: str, port: int, seconds: float) -> None:

@@ -31,7 +31,7 @@ OPTIONS_USAGE = """\
 options
   --max_restarts N   start again after a failure, from the last complete checkpoint, at most N times (0)
   --grace SECONDS    time that ranks get to end by themselves before they are killed (5)
-  --port N           port of the job's meeting point, the same on all servers (8118; 0: any free one, one server)
+  --port N           port of the job's meeting point, the same on all servers (one server: any free one; several: 8118)
   --script FILE      Python file to run in place of run_mindformer.py, with the same flags
   everything else that starts with -- goes to run_mindformer.py: --epochs 3 --output_dir output/mine"""
 
@@ -42,7 +42,7 @@ class Options:
 
     max_restarts: int = 0
     grace: float = 5.0
-    port: int = DEFAULT_PORT
+    port: int | None = None
     script: str = ""
 
 

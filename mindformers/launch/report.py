@@ -52,6 +52,11 @@ HINTS: tuple[tuple[str, str, str], ...] = (
         "source set_env.sh of CANN; on a machine without NPUs: --device_target CPU",
     ),
     (
+        r"Failed to call bind.*in use",
+        "another program listens on the port where the ranks meet",
+        "the same command again with --port N, on every server; who holds it: ss -ltnp",
+    ),
+    (
         r"[Tt]opology build timed out(?!., retry)|BuildCluster.*failed|Failed to register",
         "the ranks did not all meet at the first server",
         "start the command of every server; check the address and --port between them",

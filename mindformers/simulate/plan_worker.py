@@ -71,8 +71,7 @@ def compile_rank(cfg: Any, size: int, rank: int, strategy_file: str | None) -> d
         ``seconds`` and ``peak_bytes`` of the compilation.
     """
     import mindspore as ms
-    import numpy as np
-    from mindspore import Tensor, nn
+    from mindspore import nn
     from mindspore.parallel._auto_parallel_context import auto_parallel_context
 
     from mindformers.core.context import set_seed
@@ -81,7 +80,7 @@ def compile_rank(cfg: Any, size: int, rank: int, strategy_file: str | None) -> d
     from mindformers.tools.utils import peak_memory_bytes
     from mindformers.trainer.build import build_optimizer, build_train_cell
     from mindformers.trainer.network import build_network
-    from mindformers.trainer.parallel import gather_weights_again, lay_out, parallel_section, split_records
+    from mindformers.trainer.parallel import gather_weights_again, lay_out, parallel_section, step_inputs
 
     start = time.perf_counter()
     ms.set_context(mode=ms.GRAPH_MODE)
@@ -107,10 +106,9 @@ def compile_rank(cfg: Any, size: int, rank: int, strategy_file: str | None) -> d
     cell = build_train_cell(cfg, network, optimizer)
     for parameter in cell.get_parameters():
         parameter.init_param = True  # MindSpore then fits the shape to the slice and makes no data
-    batch = Tensor(np.zeros((cfg.runner_config.batch_size * split_records(cfg), seq_length + 1)), ms.int32)
     with tempfile.TemporaryDirectory() as folder:
         os.environ |= {"MS_DEV_SAVE_GRAPHS": "1", "MS_DEV_SAVE_GRAPHS_PATH": folder, "MS_DEV_DUMP_IR_PASSES": _PASS}
-        nn.Cell.compile(cell, *[batch for _ in cfg.train_dataset.input_columns])
+        nn.Cell.compile(cell, *step_inputs(cfg))
         graphs = sorted(Path(folder).rglob(f"*{_PASS}*.ir"))
         communication = read_communication(graphs[-1]) if graphs else []
     return {

@@ -11,7 +11,7 @@ from mindformers.checkpoint.layout import OutputLayout
 from mindformers.checkpoint.reshard import slices_fields
 from mindformers.config import RunConfig
 from mindformers.core.callback import CheckpointMonitor
-from mindformers.core.distributed import DataParallelReducer, data_parallel_ranks
+from mindformers.core.distributed import DataParallelReducer, GatherBatch, data_parallel_ranks
 from mindformers.core.lr import resolve_schedule
 from mindformers.core.parallel_context import is_split
 from mindformers.core.param_groups import group_parameters
@@ -28,7 +28,7 @@ from mindformers.trainer.callbacks import build_callbacks, eval_callback
 from mindformers.trainer.evaluate import EvalCell, try_evaluation
 from mindformers.trainer.given import Given
 from mindformers.trainer.network import load_weights, settled_network
-from mindformers.trainer.parallel import lay_out
+from mindformers.trainer.parallel import batch_part, lay_out
 from mindformers.trainer.resuming import find_run
 from mindformers.trainer.slices import compile_split, load_parts, loads_slices, meeting, restore_part
 from mindformers.trainer.train_data import build_data
@@ -147,6 +147,7 @@ def build_train_cell(cfg: RunConfig, network: nn.Cell, optimizer: nn.Optimizer) 
     else:
         options["accumulation"] = cfg.runner_config.gradient_accumulation_steps
         options["reducer"] = DataParallelReducer(optimizer.parameters, ranks) if ranks > 1 else None
+        options["gather"] = GatherBatch() if batch_part(cfg)[1] > 1 else None
         cell = MFTrainOneStepCell(network, optimizer, **options)
     return cell.set_train(True)
 

@@ -6,6 +6,7 @@ import numpy as np
 from mindspore import Tensor, nn
 
 from mindformers.config import RunConfig
+from mindformers.config.schema.checks import batches_of_a_call
 from mindformers.config.schema.parallel import ParallelSection
 from mindformers.core.parallel_context import is_split
 from mindformers.models.llama.llama_parallel import apply_parallel, apply_recompute
@@ -13,9 +14,14 @@ from mindformers.wrapper import MFTrainOneStepCell
 
 
 def parallel_section(cfg: RunConfig) -> ParallelSection:
-    """Section ``parallel`` with the number of pipeline stages, which a YAML gives in ``parallel_config``."""
+    """Section ``parallel`` as MindSpore's context takes it.
+
+    The number of pipeline stages is given in ``parallel_config`` by a YAML. The compiler is always given the whole
+    batch, see :func:`batch_part`.
+    """
     stages = cfg.parallel_config.pipeline_stage
-    return cfg.parallel.model_copy(update={"pipeline_stages": stages}) if stages > 1 else cfg.parallel
+    update = {"full_batch": True} | ({"pipeline_stages": stages} if stages > 1 else {})
+    return cfg.parallel.model_copy(update=update)
 
 
 def gather_weights_again(cfg: RunConfig) -> None:
@@ -30,15 +36,8 @@ def gather_weights_again(cfg: RunConfig) -> None:
 
 
 def split_records(cfg: RunConfig) -> int:
-    """Batches of ``runner_config.batch_size`` records that one call of the split network takes, over all ranks.
-
-    Every rank is given all of them and takes its part.
-    """
-    if not is_split():
-        return 1
-    layout = cfg.parallel_config
-    in_flight = layout.micro_batch_num if layout.pipeline_stage > 1 else 1
-    return layout.data_parallel * in_flight * cfg.micro_batch_interleave_num
+    """Batches of ``runner_config.batch_size`` records that one call of the split network takes, over all ranks."""
+    return batches_of_a_call(cfg) if is_split() else 1
 
 
 def lay_out(network: nn.Cell, cfg: RunConfig) -> nn.Cell:
@@ -51,8 +50,24 @@ def lay_out(network: nn.Cell, cfg: RunConfig) -> nn.Cell:
     return network
 
 
+def batch_part(cfg: RunConfig) -> tuple[int, int]:
+    """(part, parts) of each batch that this rank of a split network reads in training.
+
+    With ``parallel.full_batch`` every rank reads the whole batch. Without it each reads an equal part, and the step
+    begins by gathering them.
+    """
+    if cfg.parallel.full_batch or not is_split():
+        return 0, 1
+    return ms.get_auto_parallel_context("global_rank"), ms.get_auto_parallel_context("device_num")
+
+
+def step_inputs(cfg: RunConfig) -> list[Tensor]:
+    """Columns as large as those a rank gives to one call of the train cell."""
+    records = cfg.runner_config.batch_size * split_records(cfg) // batch_part(cfg)[1]
+    column = Tensor(np.zeros((records, cfg.model.config.seq_length + 1)), ms.int32)
+    return [column for _ in cfg.train_dataset.input_columns]
+
+
 def compile_step(cell: MFTrainOneStepCell, cfg: RunConfig) -> None:
     """Compile a train cell before its first batch."""
-    records = cfg.runner_config.batch_size * split_records(cfg)
-    batch = Tensor(np.zeros((records, cfg.model.config.seq_length + 1)), ms.int32)
-    cell.compile(*[batch for _ in cfg.train_dataset.input_columns])
+    cell.compile(*step_inputs(cfg))

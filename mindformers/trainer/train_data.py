@@ -14,7 +14,7 @@ from mindformers.dataset.causal_language_model import check_record_length, check
 from mindformers.dataset.mindrecord import find_mindrecord_files, inspect_mindrecord
 from mindformers.dataset.order import steps_per_epoch
 from mindformers.errors import ConfigError
-from mindformers.trainer.parallel import split_records
+from mindformers.trainer.parallel import batch_part, split_records
 
 __all__ = ["build_data", "training_data"]
 
@@ -32,6 +32,9 @@ def build_data(cfg: RunConfig, resume: ResumePoint | None, dataset: Any) -> tupl
     rank, ranks = data_parallel_ranks()
     batch_size = runner.batch_size * split_records(cfg)
     global_batch = batch_size * accumulation * ranks
+    if ranks == 1:
+        rank, ranks = batch_part(cfg)
+        batch_size //= ranks
     start = resume.manifest.step if resume else 0
     seed = cfg.seed if section.seed is None else section.seed
     if dataset is not None:

@@ -48,6 +48,8 @@ class MFTrainOneStepCell(nn.Cell):
             tokens) / (their number), so how a batch is cut into micro batches does not change the result.
         reducer: sums gradients over the ranks of a data parallel job, see ``core.distributed.DataParallelReducer``;
             None in one process and where the compiler does it. Loss and update are those of the batch of all ranks.
+        gather: makes whole batches of the parts that the ranks of a split network are given, see
+            ``core.distributed.GatherBatch``; None when they are given whole ones.
 
     Outputs of a call: (loss, overflow, loss_scale, learning_rate, grad_norm), scalars. ``loss`` is that of the whole
     accumulated batch at its last micro step and of the batch so far before; ``grad_norm`` is measured before
@@ -63,9 +65,11 @@ class MFTrainOneStepCell(nn.Cell):
         scale_sense: Any = 1.0,
         accumulation: int = 1,
         reducer: nn.Cell | None = None,
+        gather: nn.Cell | None = None,
     ) -> None:
         super().__init__(auto_prefix=False)
         self.network = network
+        self.gather = gather
         self.network.set_grad()
         self.optimizer = optimizer
         self.weights = optimizer.parameters
@@ -98,6 +102,9 @@ class MFTrainOneStepCell(nn.Cell):
         self.accu_tokens = Parameter(Tensor(0.0, ms.float32), name="accu_tokens", requires_grad=False)
         self.accu_step = Parameter(Tensor(0, ms.int32), name="accu_step", requires_grad=False)
 
+    def _whole(self, batch: tuple) -> tuple:
+        return batch if self.gather is None else self.gather(*batch)
+
     def _scaled_loss(self, batch: tuple, scale: Tensor) -> Tensor:
         if self.counts_labels:
             total, count = self.network.loss_and_count(*batch)
@@ -124,6 +131,7 @@ class MFTrainOneStepCell(nn.Cell):
 
     def construct(self, *batch: Tensor) -> tuple:
         """One micro step on the columns of a batch, in the order in which the network takes them."""
+        batch = self._whole(batch)
         if self.accumulation == 1 and self.reducer is not None:
             return self._reduce(batch)
         if self.accumulation == 1:

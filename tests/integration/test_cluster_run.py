@@ -18,7 +18,7 @@ from tests.integration.test_launch import SAVE_EVERY, STEPS_PER_EPOCH, end, kill
 
 __all__ = ["workplace"]
 
-SPLIT = ("--parallel.parallel_mode", "1", "--parallel_config.model_parallel", "2", "--epochs", "2", "--port", "0")
+SPLIT = ("--parallel.parallel_mode", "1", "--parallel_config.model_parallel", "2", "--epochs", "2")
 
 
 def launch(folder: Path, output: str, *words: str):

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import yaml
 
-from mindformers.launch.hosts import birth, free_port
+from mindformers.launch.hosts import birth
 from mindformers.tools import hccl_tools, merge_hccl
-from tests.helpers import REPO
+from tests.helpers import REPO, free_port
 
 STEPS_PER_EPOCH, EPOCHS, SAVE_EVERY = 8, 8, 5
 TOTAL = STEPS_PER_EPOCH * EPOCHS
@@ -112,7 +112,7 @@ def kill_at(
 @pytest.fixture(scope="module")
 def two(workplace: Path) -> str:
     """An uninterrupted run of two ranks on two servers, each started by a command of its own; its output folder."""
-    port = ["--port", str(free_port("127.0.0.1")), "--output_dir", "two"]
+    port = ["--port", str(free_port()), "--output_dir", "two"]
     second = start(workplace, "run_distribute.sh", "servers.json", "run.yaml", "[1,2]", "train", "2", *port)
     first = start(workplace, "run_distribute.sh", "servers.json", "run.yaml", "[0,1]", "train", "2", *port)
     assert "all 1 rank(s) finished well" in end(first)[0]
@@ -160,8 +160,7 @@ def test_a_killed_rank_restarts_then_ends_all_and_the_losses_go_on(workplace: Pa
 
 def test_two_ranks_evaluate_as_one(workplace: Path, two: str) -> None:
     weights = ["--load_checkpoint", f"{two}/checkpoint", "--output_dir", "evaluated"]
-    port = ["--port", "0"]
-    out, _ = end(start(workplace, "run_distribute.sh", "two.json", "run.yaml", "[0,2]", "eval", *weights, *port))
+    out, _ = end(start(workplace, "run_distribute.sh", "two.json", "run.yaml", "[0,2]", "eval", *weights))
     alone, _ = end(start(workplace, "run_standalone.sh", "run.yaml", "0", "eval", *weights))
     both, one = (json.loads(text.partition("'PerplexityMetric': ")[2].partition("}")[0].replace("'", '"') + "}")
                  for text in (out, alone))  # fmt: skip

@@ -2,7 +2,6 @@
 """Starts the ranks of a small CPU job without the launcher."""
 
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -10,6 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from mindformers.launch.hosts import reserve_port
 from tests.helpers import REPO
 
 _SCHEDULER = "from mindspore import communication; communication.init()"
@@ -32,9 +32,8 @@ def run_ranks(count: int, command: Sequence[str], folder: Path, timeout: float =
                               text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=timeout)  # fmt: skip
         assert done.returncode == 0, done.stdout[-6000:]
         return [done.stdout]
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port = server.getsockname()[1]
+    reserved = reserve_port("127.0.0.1")
+    port = reserved.getsockname()[1]
     env = dict(os.environ, MS_WORKER_NUM=str(count), MS_SCHED_HOST="127.0.0.1", MS_SCHED_PORT=str(port))
     env |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO), "GLOG_v": "3"}
     logs = [tempfile.TemporaryFile("w+") for _ in range(count + 1)]  # noqa: SIM115 - closed below
@@ -56,6 +55,7 @@ def run_ranks(count: int, command: Sequence[str], folder: Path, timeout: float =
         for process in processes:
             process.kill()
             process.wait()
+        reserved.close()
     texts = []
     for log in logs:
         log.seek(0)

@@ -47,7 +47,15 @@ TINY = ["use_parallel=True", "context.device_target=CPU"]
         (["parallel.parallel_mode=3", "parallel_config.model_parallel=2"], r"take 1 \(semi-auto parallel\)"),
         (["parallel.parallel_mode=2"], r"does not compile .* take 1 \(semi-auto parallel\)"),
         (["parallel.parallel_mode=STAND_ALONE"], "set use_parallel False"),
-        (["parallel.full_batch=False"], "take parallel_mode 0, in which each rank reads its own records"),
+        (
+            ["parallel.full_batch=False", "parallel_config.model_parallel=2", "parallel.device_num=2",
+             "runner_config.batch_size=3"],
+            "2 ranks cannot read equal parts of the 3 records of a batch",
+        ),
+        (
+            ["parallel.full_batch=False", "parallel_config.pipeline_stage=2", "context.device_target=Ascend"],
+            "does not compile a pipeline behind a batch that ranks read in parts",
+        ),
     ],
 )  # fmt: skip
 def test_refused_before_mindspore_is_asked(options: list[str], message: str) -> None:

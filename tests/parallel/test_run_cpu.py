@@ -22,8 +22,10 @@ SPLIT = ("--use_parallel", "True")
 TWO_GROUPS = ("--parallel_config.data_parallel", "2", "--runner_config.batch_size")
 SHARDED_OPTIMIZER = ("--parallel.enable_parallel_optimizer", "True")
 SHARDED_OPTIMIZER += ("--parallel.parallel_optimizer_config.parallel_optimizer_threshold", "0")
+PARTS = ("--parallel.full_batch", "False")
 SEQUENCE = ("--parallel_config.use_seq_parallel", "True", "--runner_config.batch_size", "2")
 SEQUENCE += ("--micro_batch_interleave_num", "2")
+DP2_MP2 = (*SPLIT, *TWO_GROUPS, "2", "--parallel_config.model_parallel", "2")
 COLUMNS, ROWS = ("wq", "wk", "wv", "w1", "w3"), ("wo", "w2")
 HEADS = dict.fromkeys(COLUMNS, 0) | dict.fromkeys(ROWS, 1)
 NORMS_AND_TABLES = ("attention_norm", "ffn_norm", "norm_out", "lm_head", "tok_embeddings")
@@ -31,10 +33,10 @@ NORMS_AND_TABLES = ("attention_norm", "ffn_norm", "norm_out", "lm_head", "tok_em
 CASES = {
     "dp2": (2, (*SPLIT, *TWO_GROUPS, "2"), {}),
     "mp2_sequence_interleaved": (2, (*SPLIT, "--parallel_config.model_parallel", "2", *SEQUENCE), HEADS),
-    "dp2_mp2": (4, (*SPLIT, *TWO_GROUPS, "2", "--parallel_config.model_parallel", "2"), HEADS),
+    "dp2_mp2_parts": (4, (*DP2_MP2, *PARTS), HEADS),
     "dp2_optimizer_accumulation": (
         2,
-        (*SPLIT, *TWO_GROUPS, "1", *SHARDED_OPTIMIZER, "--runner_config.gradient_accumulation_steps", "2"),
+        (*SPLIT, *TWO_GROUPS, "1", *SHARDED_OPTIMIZER, "--runner_config.gradient_accumulation_steps", "2", *PARTS),
         dict.fromkeys(COLUMNS + ROWS + NORMS_AND_TABLES, 0),
     ),
 }
@@ -46,9 +48,8 @@ PREDICT = ("--run_mode", "predict", "--predict_data", "prompts.txt", "--predict_
            "True", "--load_checkpoint", "init.ckpt", "--model.model_config.max_new_tokens", "6")  # fmt: skip
 # the same for adapters of all layers
 LORA_CASES = {
-    "dp2": (*CASES["dp2"][:2], {}),
     "mp2_sequence_interleaved": (*CASES["mp2_sequence_interleaved"][:2], ADAPTERS),
-    "dp2_mp2_dropout": (4, (*CASES["dp2_mp2"][1], *DROPOUT), ADAPTERS),
+    "dp2_mp2_dropout": (4, (*DP2_MP2, *DROPOUT), ADAPTERS),
     "dp2_optimizer_accumulation": (*CASES["dp2_optimizer_accumulation"][:2], {A: 0, B: 0}),
 }
 

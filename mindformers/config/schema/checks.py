@@ -82,6 +82,13 @@ def _is_split(cfg: "RunConfig") -> bool:
     return cfg.use_parallel and cfg.parallel.parallel_mode not in (0, "DATA_PARALLEL", "STAND_ALONE")
 
 
+def batches_of_a_call(cfg: "RunConfig") -> int:
+    """Batches of ``runner_config.batch_size`` records that one call of a split network takes, over all ranks."""
+    layout = cfg.parallel_config
+    in_flight = layout.micro_batch_num if layout.pipeline_stage > 1 else 1
+    return layout.data_parallel * in_flight * cfg.micro_batch_interleave_num
+
+
 def _section_findings(cfg: "RunConfig") -> Iterator[Finding]:
     """The findings of every section, with the section's name before the keys."""
     for name, info in type(cfg).model_fields.items():
@@ -147,6 +154,9 @@ def _parallel(cfg: "RunConfig") -> Iterator[Finding]:
             "interleaved halves and pipeline stages together do not compile in MindSpore 2.10; set one of them to 1"
         )
         yield Finding("micro_batch_interleave_num", message, ("parallel_config.pipeline_stage",))
+    if layout.pipeline_stage > 1 and not cfg.parallel.full_batch:
+        message = "MindSpore does not compile a pipeline behind a batch that ranks read in parts; set it True"
+        yield Finding("parallel.full_batch", message, ("parallel_config.pipeline_stage",))
     details = cfg.parallel.parallel_optimizer_config
     if cfg.recompute_config.parallel_optimizer_comm_recompute and details.gradient_accumulation_shard:
         message = "MindSpore has it without parallel_optimizer_config.gradient_accumulation_shard only; set one False"
@@ -172,10 +182,6 @@ def _modes(cfg: "RunConfig") -> Iterator[Finding]:
     if mode in (2, "AUTO_PARALLEL"):
         message = "MindSpore 2.10 does not compile the training step in auto parallel; take 1 (semi-auto parallel)"
         yield Finding(key, message, ("use_parallel",))
-    if mode in (1, "SEMI_AUTO_PARALLEL") and not cfg.parallel.full_batch:
-        message = "False is not supported in semi-auto parallel, which cuts the batch of all ranks; set it True"
-        message += "" if not whole else ", or take parallel_mode 0, in which each rank reads its own records"
-        yield Finding("parallel.full_batch", message, (key,))
 
 
 def _split_on_cpu(cfg: "RunConfig") -> Iterator[Finding]:
@@ -267,6 +273,12 @@ def rank_findings(cfg: "RunConfig", ranks: int, source: str) -> Iterator[Finding
         source: where that number comes from, for the message.
     """
     layout = cfg.parallel_config
+    records = cfg.runner_config.batch_size * batches_of_a_call(cfg)
+    trains = cfg.run_mode in ("train", "finetune")
+    if trains and _is_split(cfg) and not cfg.parallel.full_batch and records % ranks:
+        message = f"False, but {ranks} ranks cannot read equal parts of the {records} records of a batch; True, or a "
+        message += "runner_config.batch_size that makes them divisible"
+        yield Finding("parallel.full_batch", message, ("runner_config.batch_size", "parallel_config.data_parallel"))
     if _is_split(cfg) and layout.ranks != ranks:
         product = f"{layout.data_parallel} * {layout.model_parallel} * {layout.pipeline_stage} = {layout.ranks}"
         message = f"data_parallel * model_parallel * pipeline_stage is {product}, but {source} is {ranks}"

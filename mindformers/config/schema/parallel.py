@@ -47,7 +47,9 @@ class ParallelSection(Section):
     gradient_fp32_sync: bool = Field(True, description="Exchange gradients in fp32.")
     enable_alltoall: bool = Field(False, description="Allow AllToAll when tensors change their layout.")
     full_batch: bool = Field(
-        True, description="Every rank reads the global batch (semi-auto parallel, which needs True)."
+        True,
+        description="Semi-auto parallel: every rank reads the global batch of a training step; False: only the part of "
+        "its data parallel group. The training is the same.",
     )
     search_mode: str = Field("sharding_propagation", description="How auto parallel finds strategies.")
     auto_parallel_search_mode: str = inert("recursive_programming", "older name of search_mode", "use search_mode")

@@ -4,7 +4,6 @@
 import logging
 import os
 import random
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +19,7 @@ from mindformers.core import context
 from mindformers.core.context import device_capabilities, init_context, set_seed
 from mindformers.core.context_config import CONTEXT_KEYS, GONE, PARALLEL_KEYS, ContextConfig
 from mindformers.errors import ConfigError, DeviceError
+from mindformers.launch.hosts import reserve_port
 from tests.helpers import REPO
 
 CPU = {"device_target": "CPU"}
@@ -334,9 +334,8 @@ class TestParallel:
             "      ms.get_auto_parallel_context('parallel_mode'), flush=True)\n",
             encoding="utf-8",
         )
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        reserved = reserve_port("127.0.0.1")
+        port = reserved.getsockname()[1]
         shared = os.environ | {
             "PYTHONPATH": str(REPO), "MS_WORKER_NUM": "2", "MS_SCHED_HOST": "127.0.0.1", "MS_SCHED_PORT": str(port),
         }  # fmt: skip
@@ -353,5 +352,6 @@ class TestParallel:
         finally:
             for process in processes:
                 process.kill()
+            reserved.close()
         for rank in range(2):
             assert f"rank {rank} of 2 sum 3.0 data_parallel" in outputs[rank + 1], outputs[rank + 1]

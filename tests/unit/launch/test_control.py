@@ -12,7 +12,7 @@ import pytest
 from mindformers.errors import ConfigError, DeviceError
 from mindformers.launch import control
 from mindformers.launch.control import Head, Identity, Member
-from mindformers.launch.hosts import free_port
+from tests.helpers import free_port
 from tests.unit.launch.helpers import SLEEP, Running, alive, program, wait_until
 
 SAME = {"rank table": "a", "config": "b"}
@@ -45,7 +45,7 @@ class InThread:
 
 @pytest.fixture
 def pair():
-    port = free_port("127.0.0.1")
+    port = free_port()
     head = Head("127.0.0.1", port, Identity(0, SAME), {2: "server-b"})
     member = Member("127.0.0.1", port, Identity(2, SAME))
     yield head, member
@@ -126,7 +126,7 @@ def test_a_launcher_that_has_done_its_work_is_not_missed(pair):
     ],
 )
 def test_another_config_or_other_ranks_are_refused(identity, message):
-    port = free_port("127.0.0.1")
+    port = free_port()
     head = Head("127.0.0.1", port, Identity(0, SAME), {2: "server-b"})
     member = Member("127.0.0.1", port, identity)
     waiting = InThread(lambda: member.gather(0, False, nothing))
@@ -163,7 +163,7 @@ def test_a_port_that_is_taken():
 
 
 def test_two_supervisors_fail_and_end_together(tmp_path):
-    port = free_port("127.0.0.1")
+    port = free_port()
     first = Running(tmp_path / "a", {"rank 0": program(0, SLEEP)}, {"head": port, "others": {"1": "server-b"}})
     second = Running(tmp_path / "b", {"rank 1": program(1, SLEEP)}, {"member": port, "first_rank": 1})
     pids = first.pids(0) + second.pids(1)
@@ -178,7 +178,7 @@ def test_two_supervisors_fail_and_end_together(tmp_path):
 
 
 def test_two_supervisors_restart_together(tmp_path):
-    port = free_port("127.0.0.1")
+    port = free_port()
     fails = "import os\nif not os.path.exists('tried'):\n    open('tried', 'w').close(); raise SystemExit(1)"
     extra = {"head": port, "others": {"1": "server-b"}}
     first = Running(tmp_path / "a", {"rank 0": "import time; time.sleep(1)"}, extra, max_restarts=1)

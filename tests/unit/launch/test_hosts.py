@@ -14,10 +14,10 @@ from mindformers.launch.hosts import (
     RunRecord,
     birth,
     command_of,
-    free_port,
     is_local,
     port_holder,
     port_is_free,
+    reserve_port,
     wait_for_port,
 )
 from tests.unit.launch.helpers import SLEEP, Running, program, wait_until
@@ -41,10 +41,14 @@ def test_a_busy_port_is_named_with_its_process():
     wait_for_port("127.0.0.1", port, 0.0)
 
 
-def test_free_port_has_a_free_neighbour():
-    port = free_port("127.0.0.1")
-    assert port_is_free("127.0.0.1", port)
-    assert port_is_free("127.0.0.1", port + 1)
+def test_a_reserved_port_is_for_a_server_alone():
+    with reserve_port("127.0.0.1") as reserved, socket.socket() as another:
+        address = reserved.getsockname()
+        assert port_is_free(*address)
+        with pytest.raises(OSError, match="in use"):  # as a reservation or a connection would ask for it
+            another.bind(address)
+        with socket.create_server(address):
+            assert not port_is_free(*address)
 
 
 def test_birth_names_a_process_for_good():

@@ -46,6 +46,7 @@ def test_tail_leaves_out_notices_and_progress_bars(tmp_path):
         ("error: this machine has no usable Ascend device, or its driver", "--device_target CPU"),
         ("BuildCluster] Topology build timed out., retry(6/3600).", None),  # every start says so while it waits
         ("BuildCluster] Topology build timed out.", "--port"),
+        ("Listen] Failed to call bind, url: 127.0.0.1:8118 Address already in use", "--port"),
         ("ValueError: something else", None),
     ],
 )
