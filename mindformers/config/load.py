@@ -14,7 +14,8 @@ from mindformers.config.merge import Layer
 from mindformers.config.overrides import Override, apply_overrides, as_overrides
 from mindformers.config.problems import Place, Places, Problem, dotted, problems_of, raise_problems
 from mindformers.config.schema.base import Finding, Section, collecting
-from mindformers.config.schema.checks import fill_ranks, launch_findings, rank_findings, without_cache
+from mindformers.config.schema.checks import launch_findings, without_cache
+from mindformers.config.schema.layout_checks import fill_ranks, rank_findings
 from mindformers.config.schema.run import RunConfig
 from mindformers.config.tree import Path, value_at, yaml_name
 from mindformers.config.yaml_text import Document, YamlError, read_text

@@ -6,7 +6,7 @@ import numpy as np
 from mindspore import Tensor, nn
 
 from mindformers.config import RunConfig
-from mindformers.config.schema.checks import batches_of_a_call
+from mindformers.config.schema.layout_checks import batches_of_a_call
 from mindformers.config.schema.parallel import ParallelSection
 from mindformers.core.parallel_context import is_split
 from mindformers.models.llama.llama_parallel import apply_parallel, apply_recompute

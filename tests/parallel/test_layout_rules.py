@@ -4,7 +4,7 @@
 import pytest
 
 from mindformers.config import load_config
-from mindformers.config.schema.checks import working_layouts
+from mindformers.config.schema.layout_checks import working_layouts
 from mindformers.config.schema.parallel import layer_stages
 from mindformers.errors import ConfigError
 
