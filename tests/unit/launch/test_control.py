@@ -179,10 +179,10 @@ def test_two_supervisors_fail_and_end_together(tmp_path):
 
 def test_two_supervisors_restart_together(tmp_path):
     port = free_port()
-    fails = "import os\nif not os.path.exists('tried'):\n    open('tried', 'w').close(); raise SystemExit(1)"
-    extra = {"head": port, "others": {"1": "server-b"}}
-    first = Running(tmp_path / "a", {"rank 0": "import time; time.sleep(1)"}, extra, max_restarts=1)
-    second = Running(tmp_path / "b", {"rank 1": fails}, {"member": port, "first_rank": 1}, max_restarts=1)
+    at_first = "import os, time\nif not os.path.exists('tried'):\n    open('tried', 'w').close(); "
+    extra, member = {"head": port, "others": {"1": "server-b"}}, {"member": port, "first_rank": 1}
+    first = Running(tmp_path / "a", {"rank 0": f"{at_first}time.sleep(600)"}, extra, max_restarts=1)
+    second = Running(tmp_path / "b", {"rank 1": f"{at_first}raise SystemExit(1)"}, member, max_restarts=1)
     (code, out, err), other = first.end(), second.end()
     assert (code, other[0]) == (0, 0), (out, err, other)
     assert "restart 1 of 1" in out
