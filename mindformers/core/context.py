@@ -25,7 +25,6 @@ from mindformers.core.context_config import (
     GONE,
     NOT_ON_CPU,
     PARALLEL_KEYS,
-    PARALLEL_MODES,
     PARALLEL_PASSED,
     ContextConfig,
     ParallelContextConfig,
@@ -34,7 +33,7 @@ from mindformers.core.context_config import (
 from mindformers.errors import ConfigError, DeviceError
 from mindformers.native import library
 from mindformers.tools.logger import get_logger
-from mindformers.tools.utils import get_output_root_path
+from mindformers.tools.utils import PARALLEL_MODE, get_output_root_path
 
 __all__ = [
     "ContextConfig",
@@ -318,7 +317,7 @@ def _once(key: str, value: Any, setter: Callable[[], Any]) -> None:
 
 def _parallel_settings(parallel: Mapping[str, Any], target: str) -> dict[str, Any]:
     """Arguments of MindSpore's parallel context, checked before any process waits for the others."""
-    mode = PARALLEL_MODES[_choose("parallel.parallel_mode", parallel.get("parallel_mode", 0), PARALLEL_MODES)]
+    mode = PARALLEL_MODE[_choose("parallel.parallel_mode", parallel.get("parallel_mode", 0), PARALLEL_MODE)]
     automatic = mode in ("semi_auto_parallel", "auto_parallel")
     passed = (*PARALLEL_PASSED, *AUTO_PARALLEL_PASSED) if automatic else PARALLEL_PASSED
     settings = {"parallel_mode": mode} | {key: _without_none(parallel[key]) for key in passed if key in parallel}

@@ -7,18 +7,6 @@ from typing import Any
 from mindformers.errors import ConfigError
 from mindformers.tools.utils import did_you_mean
 
-PARALLEL_MODES = {
-    0: "data_parallel",
-    1: "semi_auto_parallel",
-    2: "auto_parallel",
-    3: "hybrid_parallel",
-    "STAND_ALONE": "stand_alone",
-    "DATA_PARALLEL": "data_parallel",
-    "SEMI_AUTO_PARALLEL": "semi_auto_parallel",
-    "AUTO_PARALLEL": "auto_parallel",
-    "HYBRID_PARALLEL": "hybrid_parallel",
-}
-
 # Old keys that MindSpore 2.10 has no setting for; accepted, so that old YAMLs and scripts load.
 GONE = (
     "auto_tune_mode", "check_bprop", "enable_auto_mixed_precision", "enable_dump", "enable_profiling",

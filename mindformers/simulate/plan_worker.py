@@ -75,9 +75,10 @@ def compile_rank(cfg: Any, size: int, rank: int, strategy_file: str | None) -> d
     from mindspore.parallel._auto_parallel_context import auto_parallel_context
 
     from mindformers.core.context import set_seed
+    from mindformers.core.parallel_context import SPLITTING_MODES
     from mindformers.core.progress import TrainProgress
     from mindformers.simulate.cpu_auto_parallel import enable_simulation
-    from mindformers.tools.utils import peak_memory_bytes
+    from mindformers.tools.utils import PARALLEL_MODE, peak_memory_bytes
     from mindformers.trainer.build import build_optimizer, build_train_cell
     from mindformers.trainer.network import build_network
     from mindformers.trainer.parallel import gather_weights_again, lay_out, parallel_section, step_inputs
@@ -87,8 +88,10 @@ def compile_rank(cfg: Any, size: int, rank: int, strategy_file: str | None) -> d
     set_seed(cfg.seed)
     groups = enable_simulation(size, rank)
     section = parallel_section(cfg)
+    mode = PARALLEL_MODE[section.parallel_mode]
     ms.set_auto_parallel_context(
-        parallel_mode="semi_auto_parallel",
+        parallel_mode=mode if mode in SPLITTING_MODES else "semi_auto_parallel",
+        search_mode=section.search_mode,
         device_num=size,
         global_rank=rank,
         full_batch=True,

@@ -29,15 +29,15 @@ __all__ = [
 MODE = {"GRAPH_MODE": 0, "PYNATIVE_MODE": 1, 0: 0, 1: 1}
 # What a YAML may write -> the name MindSpore uses.
 PARALLEL_MODE = {
+    0: "data_parallel",
+    1: "semi_auto_parallel",
+    2: "auto_parallel",
+    3: "hybrid_parallel",
     "STAND_ALONE": "stand_alone",
     "DATA_PARALLEL": "data_parallel",
     "SEMI_AUTO_PARALLEL": "semi_auto_parallel",
     "AUTO_PARALLEL": "auto_parallel",
     "HYBRID_PARALLEL": "hybrid_parallel",
-    0: "data_parallel",
-    1: "semi_auto_parallel",
-    2: "auto_parallel",
-    3: "hybrid_parallel",
 }
 
 _NAMES_SHOWN = 24

@@ -105,13 +105,13 @@ class MFTrainOneStepCell(nn.Cell):
     def _whole(self, batch: tuple) -> tuple:
         return batch if self.gather is None else self.gather(*batch)
 
-    def _scaled_loss(self, batch: tuple, scale: Tensor) -> Tensor:
+    def _scaled_loss(self, scale: Tensor, *batch: Tensor) -> Tensor:
         if self.counts_labels:
             total, count = self.network.loss_and_count(*batch)
             return total / ops.maximum(count, Tensor(1.0, ms.float32)) * scale
         return self.network(*batch) * scale
 
-    def _scaled_total(self, batch: tuple, scale: Tensor) -> tuple:
+    def _scaled_total(self, scale: Tensor, *batch: Tensor) -> tuple:
         total, count = self.network.loss_and_count(*batch)
         # divided by the batch's capacity only to keep scaled gradients in the range a mean loss would have
         return total * scale / self._capacity(batch), count
@@ -119,14 +119,14 @@ class MFTrainOneStepCell(nn.Cell):
     def _capacity(self, batch: tuple) -> int:
         return batch[0].size * self.ranks
 
-    def _scaled_total_alone(self, batch: tuple, scale: Tensor) -> Tensor:
+    def _scaled_total_alone(self, scale: Tensor, *batch: Tensor) -> Tensor:
         # MindSpore divides the loss by the ranks that repeat it only where it is the one output
-        return self._scaled_total(batch, scale)[0]
+        return self._scaled_total(scale, *batch)[0]
 
     def _gradients_of_total(self, batch: tuple, scale: Tensor) -> tuple:
         if self.split_norm is None:
-            return self.grad_fn(batch, scale)
-        scaled, grads = self.grad_fn(batch, scale)
+            return self.grad_fn(scale, *batch)
+        scaled, grads = self.grad_fn(scale, *batch)
         return (scaled, self.network.num_label_tokens(*batch)), grads
 
     def construct(self, *batch: Tensor) -> tuple:
@@ -136,7 +136,7 @@ class MFTrainOneStepCell(nn.Cell):
             return self._reduce(batch)
         if self.accumulation == 1:
             scale = self.scale_sense.value()
-            scaled, grads = self.grad_fn(batch, scale)
+            scaled, grads = self.grad_fn(scale, *batch)
             loss = self._count_pass(scaled / scale, grads)
             overflow, norm, lr = self._update(grads, 1.0 / scale)
             return loss, overflow, scale, lr, norm
@@ -144,7 +144,7 @@ class MFTrainOneStepCell(nn.Cell):
 
     def _reduce(self, batch: tuple) -> tuple:
         scale = self.scale_sense.value()
-        (scaled, count), grads = self.grad_fn(batch, scale)
+        (scaled, count), grads = self.grad_fn(scale, *batch)
         total = self._count_pass(scaled / scale * self._capacity(batch), grads)
         total, tokens = self.reducer.sums(total, count)
         safe_tokens = ops.maximum(tokens, Tensor(1.0, ms.float32))

@@ -45,7 +45,14 @@ TINY = ["use_parallel=True", "context.device_target=CPU"]
         ),
         (["parallel.parallel_mode=3"], r"hybrid parallel needs a model .* take 0 \(data parallel\)"),
         (["parallel.parallel_mode=3", "parallel_config.model_parallel=2"], r"take 1 \(semi-auto parallel\)"),
-        (["parallel.parallel_mode=2"], r"does not compile .* take 1 \(semi-auto parallel\)"),
+        (
+            ["parallel.parallel_mode=2", "parallel_config.pipeline_stage=2", "context.device_target=Ascend"],
+            r"no pipeline \(2 stages\) in auto parallel; take 1 \(semi-auto parallel\)",
+        ),
+        (
+            ["parallel.parallel_mode=2", "parallel.search_mode=dynamic_programming"],
+            "take sharding_propagation or recursive_programming",
+        ),
         (["parallel.parallel_mode=STAND_ALONE"], "set use_parallel False"),
         (
             ["parallel.full_batch=False", "parallel_config.model_parallel=2", "parallel.device_num=2",

@@ -33,6 +33,7 @@ NORMS_AND_TABLES = ("attention_norm", "ffn_norm", "norm_out", "lm_head", "tok_em
 CASES = {
     "dp2": (2, (*SPLIT, *TWO_GROUPS, "2"), {}),
     "mp2_sequence_interleaved": (2, (*SPLIT, "--parallel_config.model_parallel", "2", *SEQUENCE), HEADS),
+    "mp2_auto": (2, (*SPLIT, "--parallel_config.model_parallel", "2", "--parallel.parallel_mode", "2"), HEADS),
     "dp2_mp2_parts": (4, (*DP2_MP2, *PARTS), HEADS),
     "dp2_optimizer_accumulation": (
         2,

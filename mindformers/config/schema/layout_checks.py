@@ -111,8 +111,12 @@ def _modes(cfg: "RunConfig") -> Iterator[Finding]:
         message = f"every rank would do the same run into the same files; set use_parallel False, or take {near}"
         yield Finding(key, message, ("use_parallel",))
     if mode in (2, "AUTO_PARALLEL"):
-        message = "MindSpore 2.10 does not compile the training step in auto parallel; take 1 (semi-auto parallel)"
-        yield Finding(key, message, ("use_parallel",))
+        if layout.pipeline_stage > 1:
+            message = f"MindSpore compiles no pipeline ({layout.pipeline_stage} stages) in auto parallel; take {near}"
+            yield Finding(key, message, ("parallel_config.pipeline_stage",))
+        if cfg.parallel.search_mode == "dynamic_programming":
+            message = "MindSpore's search fails on this model; take sharding_propagation or recursive_programming"
+            yield Finding("parallel.search_mode", message, (key,))
 
 
 def _on_cpu(cfg: "RunConfig") -> Iterator[Finding]:

@@ -36,7 +36,7 @@ class ParallelSection(Section):
 
     parallel_mode: Literal[
         0, 1, 2, 3, "STAND_ALONE", "DATA_PARALLEL", "SEMI_AUTO_PARALLEL", "AUTO_PARALLEL", "HYBRID_PARALLEL"
-    ] = Field(1, description="0 data, 1 semi-auto, 2 auto, 3 hybrid parallel, or the name; runs take 0 or 1.")
+    ] = Field(1, description="0 data, 1 semi-auto, 2 auto, 3 hybrid parallel, or the name; runs take 0, 1 or 2.")
     device_num: PositiveInt | None = Field(None, description="Number of ranks; RANK_SIZE of the environment if absent.")
     global_rank: NonNegativeInt | None = Field(None, description="Rank of this process; RANK_ID if absent.")
     gradients_mean: bool = Field(
@@ -51,7 +51,11 @@ class ParallelSection(Section):
         description="Semi-auto parallel: every rank reads the global batch of a training step; False: only the part of "
         "its data parallel group. The training is the same.",
     )
-    search_mode: str = Field("sharding_propagation", description="How auto parallel finds strategies.")
+    search_mode: Literal["sharding_propagation", "recursive_programming", "dynamic_programming"] = Field(
+        "sharding_propagation",
+        description="How auto parallel (mode 2) finds the strategies of operations that have none; dynamic_programming "
+        "does not take this model.",
+    )
     auto_parallel_search_mode: str = inert("recursive_programming", "older name of search_mode", "use search_mode")
     parameter_broadcast: bool = Field(False, description="Rank 0 sends its parameters to all before training.")
     enable_parallel_optimizer: bool = Field(
