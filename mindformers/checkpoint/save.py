@@ -169,7 +169,9 @@ def _write(tensors: dict[str, ms.Tensor], path: Path, fmt: str, manifest: Manife
 
 
 def try_save(params: Mapping[str, Any], path: str | Path, fmt: str = "ckpt", sample: int = 256 << 20) -> None:
-    """Write like :func:`save_step`, then remove what was written: no file and no new folder remains.
+    """Write like :func:`save_step`, then remove what was written.
+
+    No file remains, and no new folder but those around the file's own, which other ranks may be using by then.
 
     Args:
         params: the training state; of a large one only the first parameters, up to ``sample`` bytes, are written.
@@ -188,7 +190,7 @@ def try_save(params: Mapping[str, Any], path: str | Path, fmt: str = "ckpt", sam
             break
         tensors[name] = tensor
         size += tensor.nbytes
-    made = [folder for folder in path.absolute().parents if not folder.exists()]
+    is_new = not path.parent.exists()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _check_content(tensors, path, check_format(fmt))
@@ -200,9 +202,8 @@ def try_save(params: Mapping[str, Any], path: str | Path, fmt: str = "ckpt", sam
         for file in _temps(path):
             if file.exists():
                 file.unlink()
-        for folder in made:
-            if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
+        if is_new and path.parent.is_dir():
+            path.parent.rmdir()
 
 
 def _write_file(tensors: dict[str, ms.Tensor], path: Path, fmt: str) -> tuple[int, str]:
