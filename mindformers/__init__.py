@@ -2,9 +2,14 @@
 """Llama 2 for MindSpore: the public names, each imported from its module when it is first used."""
 
 import importlib
+import os
 from typing import Any
 
 from mindformers.version import __version__
+
+# MindSpore, which reads this when it is imported, warns of every graph for generation on CPU (generation/session.py)
+if "GLOG_v" not in os.environ:
+    os.environ.setdefault("MS_SUBMODULE_LOG_v", "{RUNTIME_FRAMEWORK:3}")
 
 # module -> the public names that live there
 _MODULES: dict[str, tuple[str, ...]] = {

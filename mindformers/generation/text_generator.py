@@ -16,7 +16,7 @@ from mindformers.errors import ConfigError, DataError
 from mindformers.generation.generation_config import GenerationConfig
 from mindformers.generation.logits_process import LogitsProcessorList, build_processors, draw
 from mindformers.generation.sampling import Choice, controls_of
-from mindformers.generation.session import DecodeSession, session_for, window
+from mindformers.generation.session import DecodeSession, graph_mode, session_for, window
 from mindformers.tools.logger import get_logger
 
 __all__ = ["GeneratorMixin"]
@@ -100,8 +100,8 @@ class GeneratorMixin:
         self.set_train(False)
         try:
             rows = _Rows(prompts, limits, config.eos_ids(), stop)
-            run = _Run(session, config, processors, rows, streamer)
-            run.loop()
+            with graph_mode():
+                _Run(session, config, processors, rows, streamer).loop()
         finally:
             self.set_train(training)
         return rows.sequences()

@@ -12,6 +12,8 @@ from mindspore import Tensor
 from mindformers.errors import ConfigError, DataError
 from mindformers.generation import BaseStreamer, GenerationConfig, TextIteratorStreamer
 from mindformers.generation.session import window
+from mindformers.models.llama.llama import LlamaForCausalLM
+from tests.parity.llama_cases import tiny_config
 
 GREEDY = {"do_sample": False, "use_past": True, "eos_token_id": []}
 DRAWN = {"do_sample": True, "use_past": True, "eos_token_id": [], "seed": 3}
@@ -48,6 +50,30 @@ def test_no_cache_gives_the_same_tokens(network: Any, prompts: list, settings: d
     full = network.generate(prompts, max_new_tokens=9, **{**settings, "use_past": False})
     assert same(cached, full)
     assert [len(row) for row in cached] == [len(prompt) + 9 for prompt in prompts]
+
+
+def test_compiled_whatever_the_mode(network: Any, prompts: list) -> None:
+    expected = network.generate(prompts[:3], max_new_tokens=9, **GREEDY)
+    network._decode_sessions.clear()
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    try:
+        found = network.generate(prompts[:3], max_new_tokens=9, **GREEDY)
+        assert ms.get_context("mode") == ms.PYNATIVE_MODE
+    finally:
+        ms.set_context(mode=ms.GRAPH_MODE)
+    assert same(found, expected)
+    assert compiled(network) == 2
+
+
+def test_short_prompts_of_a_wide_model_are_filled_up() -> None:
+    """Products with 9 to 63 rows are slow; what is filled in must change nothing."""
+    network = LlamaForCausalLM(tiny_config("gqa", hidden_size=516, seq_length=48, max_decode_length=48))
+    rows = [[5, 6, 7, 8, 9, 10, 11], [9, 8, 7]]
+    cached = network.generate(rows, max_new_tokens=6, **GREEDY)
+    assert same(cached, network.generate(rows, max_new_tokens=6, **{**GREEDY, "use_past": False}))
+    session = next(iter(network._decode_sessions.values()))
+    widths = {given: session._lengthened(np.ones((2, given), np.int32)).shape[1] for given in (1, 4, 5, 7, 31, 33)}
+    assert widths == {1: 1, 4: 4, 5: 32, 7: 32, 31: 32, 33: 33}
 
 
 def test_nothing_is_compiled_again(network: Any) -> None:
