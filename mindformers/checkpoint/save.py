@@ -6,6 +6,7 @@ in the same way. A checkpoint without a manifest is not complete. One process at
 ``rank_N`` folder.
 """
 
+import contextlib
 import os
 import shutil
 import threading
@@ -39,6 +40,7 @@ __all__ = ["host_copy", "rotate", "save_network", "save_step", "try_save"]
 logger = get_logger(__name__)
 
 _STALE_SECONDS = 600.0
+_FOLDER_TRIES = 100
 
 
 def save_step(
@@ -169,9 +171,9 @@ def _write(tensors: dict[str, ms.Tensor], path: Path, fmt: str, manifest: Manife
 
 
 def try_save(params: Mapping[str, Any], path: str | Path, fmt: str = "ckpt", sample: int = 256 << 20) -> None:
-    """Write like :func:`save_step`, then remove what was written.
+    """Write like :func:`save_step`, then remove what was written: no file and no new folder remains.
 
-    No file remains, and no new folder but those around the file's own, which other ranks may be using by then.
+    Of the folders that ranks beside each other share, an empty one may remain.
 
     Args:
         params: the training state; of a large one only the first parameters, up to ``sample`` bytes, are written.
@@ -190,9 +192,9 @@ def try_save(params: Mapping[str, Any], path: str | Path, fmt: str = "ckpt", sam
             break
         tensors[name] = tensor
         size += tensor.nbytes
-    is_new = not path.parent.exists()
+    made = [folder for folder in path.absolute().parents if not folder.exists()]
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path.parent)
         _check_content(tensors, path, check_format(fmt))
         _check_space(path, size)
         _write_temp(tensors, temp, fmt)
@@ -202,8 +204,18 @@ def try_save(params: Mapping[str, Any], path: str | Path, fmt: str = "ckpt", sam
         for file in _temps(path):
             if file.exists():
                 file.unlink()
-        if is_new and path.parent.is_dir():
-            path.parent.rmdir()
+        for folder in made:
+            with contextlib.suppress(OSError):  # not empty: another rank's is there
+                folder.rmdir()
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder and those above it, again when another rank has just removed one of these because it was empty."""
+    for _ in range(_FOLDER_TRIES):
+        with contextlib.suppress(FileNotFoundError):
+            folder.mkdir(parents=True, exist_ok=True)
+            return
+    folder.mkdir(parents=True, exist_ok=True)
 
 
 def _write_file(tensors: dict[str, ms.Tensor], path: Path, fmt: str) -> tuple[int, str]:

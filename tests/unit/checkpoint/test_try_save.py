@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The trial save before training, and the space a run's checkpoints take."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,12 +26,25 @@ def state(count: int = 3) -> dict[str, Parameter]:
 @pytest.mark.parametrize("fmt", ["ckpt", "safetensors"])
 def test_a_trial_leaves_nothing(tmp_path: Path, fmt: str) -> None:
     try_save(state(), tmp_path / "a" / "b" / f"x_rank_0-trial.{fmt}", fmt)
-    assert list(tmp_path.rglob("*")) == [tmp_path / "a"]  # other ranks may have folders there by now
+    assert list(tmp_path.iterdir()) == []
     kept = tmp_path / "c" / f"x_rank_0-1_1.{fmt}"
     save_step(state(), kept, manifest_fields={"step": 1}, fmt=fmt)
     before = {path.name: path.stat().st_mtime_ns for path in kept.parent.iterdir()}
     try_save(state(), kept.parent / f"x_rank_0-trial.{fmt}", fmt)
     assert {path.name: path.stat().st_mtime_ns for path in kept.parent.iterdir()} == before
+
+
+def test_ranks_beside_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They make and remove the folders they share under one another."""
+    monkeypatch.setattr(save_module, "_write_temp", lambda tensors, temp, fmt: temp.touch())
+
+    def trials(rank: int) -> None:
+        for _ in range(300):
+            try_save(state(1), tmp_path / "out" / "checkpoint" / f"rank_{rank}" / f"x_rank_{rank}-trial.ckpt")
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(trials, range(4)))
+    assert {path.name for path in tmp_path.rglob("*")} <= {"out", "checkpoint"}
 
 
 def test_a_large_state_is_tried_in_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,5 +114,5 @@ def test_the_monitor_counts_the_saves_to_come(tmp_path, monkeypatch, every, star
     monitor.bind(TrainProgress(8, 3, 1, 4, start_step=start), OutputLayout(tmp_path), state)
     monitor.try_save()
     assert plans == [SavePlan(saves, 2, 0, 3 * 128, (3 * 128,))]
-    assert {path.name for path in tmp_path.rglob("*")} == {"checkpoint", "checkpoint_network"}
+    assert list(tmp_path.iterdir()) == []
     assert monitor.last_saved is None
