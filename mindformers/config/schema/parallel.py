@@ -48,8 +48,8 @@ class ParallelSection(Section):
     enable_alltoall: bool = Field(False, description="Allow AllToAll when tensors change their layout.")
     full_batch: bool = Field(
         True,
-        description="Semi-auto parallel: every rank reads the global batch of a training step; False: only the part of "
-        "its data parallel group. The training is the same.",
+        description="Modes 1 and 2: every rank reads the global batch of a training step; False: an equal part of it. "
+        "The training is the same.",
     )
     search_mode: Literal["sharding_propagation", "recursive_programming", "dynamic_programming"] = Field(
         "sharding_propagation",
