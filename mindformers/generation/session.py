@@ -20,7 +20,7 @@ from mindformers.modules.dtypes import to_ms_dtype
 from mindformers.modules.kernels import activation_type
 from mindformers.modules.kv_cache import new_cache
 
-__all__ = ["DecodeSession", "OftenCalled", "graph_mode", "session_for", "window"]
+__all__ = ["DecodeSession", "OftenCalled", "SameShapes", "graph_mode", "session_for", "window"]
 
 # Windows up to this length are not worth a shorter cache: attention over it is a small part of a step.
 SHORT_WINDOW = 512
@@ -75,6 +75,22 @@ class OftenCalled(nn.Cell):
             nn.Cell.compile_phase.fset(self, value)
 
 
+class SameShapes(OftenCalled):
+    """A cell whose inputs have the same shapes and types in every call.
+
+    After the first call MindSpore need not look for its graph again: a cell in the phase ``increment`` has it in its
+    ``phase_cache``.
+    """
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """As of any cell."""
+        result = super().__call__(*inputs)
+        if self.phase != _STEP_PHASE:
+            self.phase_cache[_STEP_PHASE] = self.compile_phase
+            self.phase = _STEP_PHASE
+        return result
+
+
 class PrefillGraph(OftenCalled):
     """Whole prompts -> cache filled, positions set, first new tokens."""
 
@@ -93,7 +109,7 @@ class PrefillGraph(OftenCalled):
         return self.chooser(logits, tokens, controls)
 
 
-class StepGraph(OftenCalled):
+class StepGraph(SameShapes):
     """One new token per row -> the next one."""
 
     def __init__(self, model: nn.Cell, caches: tuple, position: Parameter, chooser: TokenChooser) -> None:
@@ -113,15 +129,6 @@ class StepGraph(OftenCalled):
             position = ops.minimum(position, self.last)
         logits = self.model.increment(tokens, position, (self.keys, self.values, self.length))
         return self.chooser(logits, tokens, controls)
-
-    def __call__(self, tokens: Tensor, controls: Tensor) -> Tensor:
-        """As of any cell; the shapes never change, so MindSpore need not look for the graph again after the first call:
-        a cell in the phase ``increment`` has it in its ``phase_cache``."""
-        result = super().__call__(tokens, controls)
-        if self.phase != _STEP_PHASE:
-            self.phase_cache[_STEP_PHASE] = self.compile_phase
-            self.phase = _STEP_PHASE
-        return result
 
 
 class GreedyGraph(OftenCalled):

@@ -10,6 +10,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
+from mindformers.generation.session import OftenCalled, SameShapes
 from mindformers.modules.dtypes import to_ms_dtype
 from mindformers.modules.kernels import activation_type
 from mindformers.modules.kv_cache import new_cache
@@ -17,7 +18,7 @@ from mindformers.modules.kv_cache import new_cache
 __all__ = ["SlotModel"]
 
 
-class _ReadPrompt(nn.Cell):
+class _ReadPrompt(OftenCalled):
     """One prompt -> its slot's cache filled, logits of the token after it."""
 
     def __init__(self, model: nn.Cell, caches: tuple, num_heads: int) -> None:
@@ -31,7 +32,7 @@ class _ReadPrompt(nn.Cell):
         return self.model.prefill(tokens, length, (self.keys, self.values, self.length, slot * self.rows))
 
 
-class _Advance(nn.Cell):
+class _Advance(SameShapes):
     """One token per slot -> the next token, or logits."""
 
     def __init__(self, model: nn.Cell, caches: tuple, choose: bool) -> None:

@@ -268,7 +268,8 @@ def test_api_key(service):
         server.stop()
 
 
-def test_metrics_and_page(server, engine):
+def test_metrics_and_page(server, engine, client):
+    client.completions.create(model=NAME, prompt=PROMPT, max_tokens=2)
     text = httpx.get(f"{server.url}/metrics").text
     assert f"mindformers_generated_tokens_total {float(engine.counters.generated_tokens)}" in text
     assert f"mindformers_slots {float(SLOTS)}" in text
