@@ -103,13 +103,13 @@ def make_job(plan: Plan, config: RunConfig, output_dir: Path, record: RunRecord)
     """
     target, started = config.context.device_target, time.time()
     uses_scheduler = plan.table is not None and target == "CPU"
-    port, reserved = plan.options.port, None
-    if port is None and plan.other_servers:
-        port = DEFAULT_PORT
+    port = plan.options.port
+    if port is None:
+        port = DEFAULT_PORT if plan.other_servers else 0
     if port == 0 and plan.other_servers:
         raise ConfigError("--port 0 (any free port) is for one server: all servers must know the port")
-    if not port:
-        reserved = reserve_port(plan.address)
+    reserved = reserve_port(plan.address) if uses_scheduler and port == 0 else None
+    if reserved is not None:
         port = reserved.getsockname()[1]
     prefix, directory = saving_options(config)
     trains = prefix is not None and config.run_mode in ("train", "finetune")

@@ -38,6 +38,7 @@ def build_data(cfg: RunConfig, resume: ResumePoint | None, dataset: Any) -> tupl
     start = resume.manifest.step if resume else 0
     seed = cfg.seed if section.seed is None else section.seed
     if dataset is not None:
+        _check_part(dataset, batch_size, batch_part(cfg)[1])
         steps = dataset.get_dataset_size() // accumulation
         if start:
             dataset = dataset.skip(start % steps * accumulation)
@@ -81,6 +82,16 @@ def build_data(cfg: RunConfig, resume: ResumePoint | None, dataset: Any) -> tupl
         "config": _settings(cfg),
     }
     return progress, stream, manifest
+
+
+def _check_part(dataset: Any, batch_size: int, parts: int) -> None:
+    """Where the step gathers the parts of all ranks, a script's own dataset must give this rank's part of a batch."""
+    if parts > 1 and dataset.get_batch_size() != batch_size:
+        found = dataset.get_batch_size()
+        raise ConfigError(
+            f"the dataset given has batches of {found} records; with parallel.full_batch False each of {parts} ranks "
+            f"reads its part, {batch_size}. Give batches of so many, or set parallel.full_batch to True"
+        )
 
 
 def _settings(cfg: RunConfig) -> dict[str, Any]:

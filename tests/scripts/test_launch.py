@@ -25,11 +25,12 @@ if os.environ.get("FAIL") == os.environ.get("RANK_ID", "0"):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A user's folder, with spaces in its name: a table of four NPUs, a config, data, and the stub."""
+    """A user's folder, with spaces in its name: a table of four NPUs whose server has an address outside this
+    container, a config, data, and the stub."""
     place = tmp_path / "my runs"
     place.mkdir()
     devices = tuple(Device(i, f"10.0.0.{i + 1}", i) for i in range(4))
-    write_table(RankTable((Server("127.0.0.1", devices),)), place / "hccl_4p.json")
+    write_table(RankTable((Server("192.0.2.7", devices),)), place / "hccl_4p.json")
     (place / "data.mindrecord").touch()
     (place / "stub.py").write_text(STUB)
     config = "base_config: {}\ntrain_dataset:\n  data_loader:\n    dataset_dir: data.mindrecord\n"
