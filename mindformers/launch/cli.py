@@ -18,7 +18,7 @@ from mindformers.config.cli import parse_command_line
 from mindformers.errors import ConfigError
 from mindformers.launch import control
 from mindformers.launch.environment import rank_specs, scheduler_spec
-from mindformers.launch.hosts import RunRecord, reserve_port, wait_for_port
+from mindformers.launch.hosts import PORT_SECONDS, RunRecord, reserve_port, wait_for_port
 from mindformers.launch.plan import (
     DEFAULT_PORT,
     DISTRIBUTE_USAGE,
@@ -34,7 +34,6 @@ from mindformers.launch.supervisor import Job, Supervisor
 from mindformers.tools.rank_table import spans
 
 _USAGE = {"distribute": DISTRIBUTE_USAGE, "standalone": STANDALONE_USAGE}
-_PORT_SECONDS = 15.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -129,7 +128,7 @@ def make_job(plan: Plan, config: RunConfig, output_dir: Path, record: RunRecord)
 
     def prepare() -> None:
         if uses_scheduler and plan.is_head and not reserved:
-            wait_for_port(plan.address, port, _PORT_SECONDS)
+            wait_for_port(plan.address, port, PORT_SECONDS)
 
     options = plan.options
     hosts = _hosts(plan, config, port)

@@ -6,14 +6,18 @@ lines of JSON: ``hello`` (who, for which attempt, with which table and config), 
 connection that closes before ``done`` means that a launcher is gone.
 """
 
+import errno
 import json
+import os
 import socket
+import struct
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from mindformers.errors import ConfigError, DeviceError
+from mindformers.launch import hosts
 from mindformers.tools.rank_table import spans
 
 START_SECONDS = 1800.0  # people start the other servers by hand
@@ -117,6 +121,7 @@ class Head:
         self._attempt = -1
         family = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0][0]
         try:
+            hosts.wait_for_port(address, port, hosts.PORT_SECONDS)  # raises with the process that listens there
             self._listener = socket.create_server((address, port), family=family, backlog=64)
         except OSError as error:
             raise DeviceError(
@@ -222,6 +227,20 @@ class Head:
         self._listener.close()
 
 
+def _connect(where: tuple[str, int]) -> socket.socket:
+    """A connection to the first server.
+
+    The system may give a client the very port it calls, which then talks to itself (a simultaneous open) and keeps the
+    server from listening there.
+    """
+    connection = socket.create_connection(where, timeout=2)
+    if connection.getsockname() == connection.getpeername():
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # free the port at once
+        connection.close()
+        raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
+    return connection
+
+
 class Member:
     """The side of every other server.
 
@@ -245,7 +264,7 @@ class Member:
         where = f"{self._where[0]}:{self._where[1]}"
         while self._line is None:
             try:
-                self._line = _Line(socket.create_connection(self._where, timeout=2))
+                self._line = _Line(_connect(self._where))
             except OSError as error:
                 if time.monotonic() > deadline:
                     raise DeviceError(f"no launcher answers at {where}: {error}. Start the first server") from error

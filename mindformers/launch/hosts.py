@@ -13,6 +13,9 @@ from pathlib import Path
 
 from mindformers.errors import ConfigError, DeviceError
 
+PORT_SECONDS = 15.0
+"""How long a launcher waits for a port that an earlier run is about to leave."""
+
 _LISTEN = "0A"
 
 

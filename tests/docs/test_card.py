@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import yaml
 
-from tests.helpers import REPO
+from tests.helpers import REPO, free_port
 
 PAGES = {name: REPO / "docs" / "model_cards" / f"{name}.md" for name in ("llama2", "llama2_cn")}
 BLOCK = re.compile(r"<!-- card: ([\w-]+) -->\n```(bash|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -45,6 +45,8 @@ def scaled(block: Block, folder: Path) -> str:
     text = block.text
     for old, new in [*TABLE["blocks"].get(block.name, {}).get("replace", ()), *TABLE["everywhere"]]:
         text = text.replace(old, new.replace("{folder}", str(folder)))
+    if "{port}" in text:  # the same for the two launchers of a block
+        text = text.replace("{port}", str(free_port()))
     return text
 
 

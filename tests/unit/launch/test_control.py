@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from mindformers.errors import ConfigError, DeviceError
-from mindformers.launch import control
+from mindformers.launch import control, hosts
 from mindformers.launch.control import Head, Identity, Member
 from tests.helpers import free_port
 from tests.unit.launch.helpers import SLEEP, Running, alive, program, wait_until
@@ -157,9 +157,37 @@ def test_nobody_comes(pair, monkeypatch):
         pair[1].gather(0, False, nothing)
 
 
-def test_a_port_that_is_taken():
-    with socket.create_server(("127.0.0.1", 0)) as server, pytest.raises(DeviceError, match="cannot be used"):
-        Head("127.0.0.1", server.getsockname()[1], Identity(0, {}), {})
+def test_a_port_that_is_taken(monkeypatch):
+    monkeypatch.setattr(hosts, "PORT_SECONDS", 0.0)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with pytest.raises(DeviceError, match=rf"port {port} of 127.0.0.1 is in use by process {os.getpid()} .*--port"):
+            Head("127.0.0.1", port, Identity(0, {}), {})
+
+
+def test_an_address_of_another_machine():
+    with pytest.raises(DeviceError, match="over which the launchers of this job talk, cannot be used"):
+        Head("192.0.2.1", free_port(), Identity(0, {}), {})
+
+
+def test_a_member_that_is_given_the_port_it_calls(monkeypatch):
+    """A client may be given the very port it calls: it must not take itself for the first server."""
+
+    def call_oneself(where: tuple[str, int], timeout: float) -> socket.socket:
+        connection = socket.socket()
+        connection.bind(where)
+        connection.connect(where)
+        return connection
+
+    def give_up(text: str) -> None:
+        raise TimeoutError(text)
+
+    port = free_port()
+    monkeypatch.setattr(socket, "create_connection", call_oneself)
+    member = Member("127.0.0.1", port, Identity(1, {}))
+    with pytest.raises(TimeoutError, match="waiting for the launcher of the first server"):
+        member.gather(0, False, give_up)
+    Head("127.0.0.1", port, Identity(0, {}), {}).close(True)  # and the port is left free
 
 
 def test_two_supervisors_fail_and_end_together(tmp_path):
