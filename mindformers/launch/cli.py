@@ -55,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     plan = make_plan(kind, words, Path.cwd())
     os.chdir(plan.run_dir)
     config = parse_command_line(plan.program_flags(), ranks=plan.size)
+    _require_weights(plan, config)
     for warning in config.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     for note in check_target(plan, config.context.device_target):
@@ -65,6 +66,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _launch(plan, config, guardian)
     finally:
         guardian.close()
+
+
+def _require_weights(plan: Plan, config: RunConfig) -> None:
+    """An evaluation or a prediction without weights ends here, not seconds later in every rank."""
+    given = config.load_checkpoint or config.adapter_checkpoint or config.model.config.checkpoint_name_or_path
+    if config.run_mode in ("eval", "predict") and not given and not plan.options.script:
+        raise ConfigError(f"run_mode {config.run_mode} needs weights: give --load_checkpoint FILE (or a cluster's DIR)")
 
 
 def _launch(plan: Plan, config: RunConfig, guardian: Guardian) -> int:

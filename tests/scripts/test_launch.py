@@ -109,6 +109,8 @@ def test_standalone_predict(folder):
           "-1"), "vocab_size"),
         (("hccl_4p.json", "run.yaml", "[0,4]", "train", "--train_dataset_dir", "none"), "none: no such file"),
         (("hccl_4p.json", "run.yaml", "[0,4]", "train", "--parallel_config.data_parallel", "3"), "(RANK_SIZE) is 4"),
+        (("hccl_4p.json", "run.yaml", "[0,4]", "eval", "--eval_dataset_dir", "data.mindrecord",
+          "--model.model_config.checkpoint_name_or_path", ""), "run_mode eval needs weights: give --load_checkpoint"),
     ],
 )  # fmt: skip
 def test_mistakes_are_found_before_anything_starts(folder, words, message):
