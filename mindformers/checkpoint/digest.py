@@ -22,7 +22,6 @@ ALGORITHM = "sha256"  # measured: twice as fast as blake2b where the CPU has SHA
 PIECE_ALGORITHM = "crc32"
 PIECE_BYTES = 16 << 20  # of the files written from now on; a manifest says what its own are
 _CHUNK = 4 << 20
-_PAIR_CHUNK = 16 << 20  # read at once where two threads wait for each other after each
 _ALONE = 256 << 10  # bytes that one thread has summed twice before a second one has begun
 _CHECKERS = min(8, os.cpu_count() or 1)
 
@@ -196,6 +195,6 @@ class FileDigests:
 def file_digests(path: Path) -> tuple[str, Pieces]:
     """Both kinds of checksums of a file, which is read once."""
     with FileDigests() as digests:
-        for chunk in _chunks(path, bytearray(_PAIR_CHUNK)):
+        for chunk in _chunks(path, bytearray(_CHUNK)):
             digests.update(chunk)
         return digests.result()

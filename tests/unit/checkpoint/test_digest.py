@@ -32,7 +32,7 @@ def fmt(request):
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch):
     """Pieces, chunks and the size from which a second thread works, all so small that tests reach them."""
-    for name, size in {"PIECE_BYTES": PIECE, "_CHUNK": 10, "_PAIR_CHUNK": 100, "_ALONE": 16}.items():
+    for name, size in {"PIECE_BYTES": PIECE, "_CHUNK": 20, "_ALONE": 16}.items():
         monkeypatch.setattr(digest_module, name, size)
 
 
@@ -226,4 +226,4 @@ def test_memory_stays_bounded(tmp_path, monkeypatch):
     monkeypatch.setattr(digest_module, "bytearray", counting, raising=False)
     assert wrong_pieces(path, pieces) == []
     assert 0 < len(made) <= digest_module._CHECKERS
-    assert set(made) == {10}
+    assert set(made) == {20}
