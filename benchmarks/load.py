@@ -81,7 +81,7 @@ def large_config(gigabytes: float) -> Any:
 def read_once(kind: str, folder: str) -> dict[str, Any]:
     """Read, hash or load the weights of a directory: seconds, and the memory it added."""
     from mindformers import AutoModel
-    from mindformers.checkpoint.manifest import file_digest
+    from mindformers.checkpoint.digest import file_digest
 
     file = next(path for path in Path(folder).iterdir() if path.suffix in (".ckpt", ".safetensors"))
     if kind == "load":  # what the first use of the library makes once

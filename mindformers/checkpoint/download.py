@@ -12,7 +12,7 @@ from typing import TextIO
 
 from mindformers.atomic import flush
 from mindformers.checkpoint.ckpt_index import ckpt_problem
-from mindformers.checkpoint.manifest import file_digest
+from mindformers.checkpoint.digest import file_digest
 from mindformers.checkpoint.transfer import Patience, part_path, readable, state_path, transfer
 from mindformers.errors import CheckpointError, ConfigError, DataError
 from mindformers.model_zoo import MODELS, STORE, MindFormerBook, ModelEntry, RemoteFile, known_name

@@ -3,13 +3,13 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from mindformers.atomic import write_text
+from mindformers.checkpoint.digest import ALGORITHM, Pieces, digest_bytes, file_digest, is_hex, wrong_pieces
 from mindformers.checkpoint.layout import manifest_path, parse_step_file
 from mindformers.errors import CheckpointError
 
@@ -19,7 +19,6 @@ __all__ = [
     "Manifest",
     "config_hash",
     "damage",
-    "file_digest",
     "flatten_config",
     "read_manifest",
     "scan",
@@ -27,8 +26,7 @@ __all__ = [
 ]
 
 FORMAT_VERSION = 1
-ALGORITHM = "sha256"  # measured: twice as fast as blake2b where the CPU has SHA instructions
-_CHUNK = 4 << 20
+_SHOWN = 3  # damaged places named in an error
 
 
 @dataclass
@@ -48,6 +46,7 @@ class Manifest:
         size: bytes of the file.
         algorithm: name of the checksum, as in ``hashlib``.
         checksum: hex digest of the file.
+        pieces: checksums of its pieces, which are checked in its place; None in manifests of older versions.
         parameters: ``{"name", "shape", "dtype"}`` of every value in the file.
         extra: further facts the trainer wants back (dataset size, shuffle, the flat config, ...).
         mindformers_version: who wrote it.
@@ -66,6 +65,7 @@ class Manifest:
     size: int = 0
     algorithm: str = ALGORITHM
     checksum: str = ""
+    pieces: Pieces | None = None
     parameters: list[dict[str, Any]] = field(default_factory=list)
     extra: dict[str, Any] = field(default_factory=dict)
     mindformers_version: str = ""
@@ -113,17 +113,6 @@ def config_hash(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def file_digest(path: str | Path, algorithm: str = ALGORITHM) -> str:
-    """Hex digest of a file, read in pieces."""
-    digest = hashlib.new(algorithm)
-    buffer = bytearray(_CHUNK)
-    view = memoryview(buffer)
-    with open(path, "rb", buffering=0) as file:
-        while count := file.readinto(buffer):
-            digest.update(view[:count])
-    return digest.hexdigest()
-
-
 def write_manifest(path: Path, manifest: Manifest) -> None:
     """Write the manifest of checkpoint ``path`` atomically and durably."""
     write_text(manifest_path(path), json.dumps(asdict(manifest), indent=1) + "\n")
@@ -146,6 +135,8 @@ def read_manifest(path: str | Path) -> Manifest:
     if problem:
         raise CheckpointError(f"{source}: not a usable manifest: {problem}")
     known = {f.name for f in fields(Manifest)}
+    if (pieces := values.get("pieces")) is not None:
+        values["pieces"] = Pieces(**{f.name: pieces[f.name] for f in fields(Pieces)})
     return Manifest(**{k: v for k, v in values.items() if k in known})
 
 
@@ -163,27 +154,37 @@ def _manifest_problem(values: Any) -> str:
     for name, kind in kinds.items():
         if not isinstance(values.get(name), kind) or isinstance(values.get(name), bool):
             return f"{name} is missing or of the wrong type"
-    if values["algorithm"] not in hashlib.algorithms_available:
+    if not digest_bytes(values["algorithm"]):
         return f"unknown checksum algorithm {values['algorithm']!r}"
-    if not re.fullmatch(r"[0-9a-f]+", values["checksum"]):
+    if not is_hex(values["checksum"]):
         return "checksum is not a hex digest"
-    return ""
+    return "" if values.get("pieces") is None else Pieces.problem(values["pieces"], values["size"])
 
 
 def damage(path: Path, manifest: Manifest, checksum: bool = True) -> str:
-    """Why the file is not the one its manifest describes; empty when it is.
+    """Why the file is not the one its manifest describes; empty when it is. All that verify a manifest ask here.
 
     Args:
         path: checkpoint file.
         manifest: its manifest.
-        checksum: also read the whole file and compare the checksum, not only the size.
+        checksum: also read the whole file, not only its size, and compare the checksums of its pieces; that of the
+            whole when the manifest has no pieces.
     """
     size = path.stat().st_size
     if size != manifest.size:
         return f"it has {size} bytes, its manifest says {manifest.size}"
-    if checksum and file_digest(path, manifest.algorithm) != manifest.checksum:
-        return f"its {manifest.algorithm} checksum is not the one in its manifest"
-    return ""
+    if not checksum:
+        return ""
+    pieces = manifest.pieces
+    if pieces is None:
+        same = file_digest(path, manifest.algorithm) == manifest.checksum
+        return "" if same else f"its {manifest.algorithm} checksum is not the one in its manifest"
+    wrong = wrong_pieces(path, pieces)
+    if not wrong:
+        return ""
+    places = ", ".join(pieces.place(number, size) for number in wrong[:_SHOWN])
+    places += f" and {len(wrong) - _SHOWN} more pieces" if len(wrong) > _SHOWN else ""
+    return f"its {pieces.algorithm} checksum is not the one in its manifest: {places} differ"
 
 
 def scan(directory: Path, prefix: str | None = None) -> list[Candidate]:

@@ -20,16 +20,9 @@ import numpy as np
 from safetensors import SafetensorError
 
 from mindformers.atomic import flush
+from mindformers.checkpoint.digest import ALGORITHM, Pieces, file_digests
 from mindformers.checkpoint.layout import check_format, manifest_path, parse_step_file, temp_files, temp_path
-from mindformers.checkpoint.manifest import (
-    ALGORITHM,
-    Candidate,
-    Manifest,
-    damage,
-    file_digest,
-    scan,
-    write_manifest,
-)
+from mindformers.checkpoint.manifest import Candidate, Manifest, damage, scan, write_manifest
 from mindformers.checkpoint.names import is_cache_name
 from mindformers.errors import CheckpointError
 from mindformers.tools.logger import get_logger
@@ -154,7 +147,7 @@ def _write(tensors: dict[str, ms.Tensor], path: Path, fmt: str, manifest: Manife
         _remove_stale_temps(path.parent)
         _check_content(tensors, path, fmt)
         _check_space(path, needed)
-        manifest.size, manifest.checksum = _write_file(tensors, path, fmt)
+        manifest.size, manifest.checksum, manifest.pieces = _write_file(tensors, path, fmt)
         manifest.algorithm = ALGORITHM
         manifest.mindformers_version = __version__
         manifest.created = _creation_time(path)
@@ -218,28 +211,28 @@ def _make_folder(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
 
-def _write_file(tensors: dict[str, ms.Tensor], path: Path, fmt: str) -> tuple[int, str]:
-    """Write, flush and rename the data file; returns its size and checksum."""
+def _write_file(tensors: dict[str, ms.Tensor], path: Path, fmt: str) -> tuple[int, str, Pieces]:
+    """Write, flush and rename the data file; returns its size, its checksum and those of its pieces."""
     temp = temp_path(path)
-    size, checksum = _write_temp(tensors, temp, fmt)
+    written = _write_temp(tensors, temp, fmt)
     # An old manifest must never stand beside new data: it would call a good file damaged.
     manifest_path(path).unlink(missing_ok=True)
     os.replace(temp, path)
     flush(path.parent)
-    return size, checksum
+    return written
 
 
-def _write_temp(tensors: dict[str, ms.Tensor], temp: Path, fmt: str) -> tuple[int, str]:
-    """Write and flush the data under its temporary name; size and checksum."""
+def _write_temp(tensors: dict[str, ms.Tensor], temp: Path, fmt: str) -> tuple[int, str, Pieces]:
+    """Write and flush the data under its temporary name; size, checksum, and checksums of the pieces."""
     temp.unlink(missing_ok=True)
     temp.touch(exist_ok=False)
     mode = temp.stat().st_mode  # what the user's umask allows; MindSpore leaves files read-only
     ms.save_checkpoint([{"name": n, "data": t} for n, t in tensors.items()], str(temp), format=fmt)
     temp.chmod(mode)
-    flushing = _Background(lambda: flush(temp))  # the disk and the checksum work at the same time
-    checksum = file_digest(temp)
+    flushing = _Background(lambda: flush(temp))  # the disk and the checksums work at the same time
+    checksum, pieces = file_digests(temp)
     flushing.join()
-    return temp.stat().st_size, checksum
+    return temp.stat().st_size, checksum, pieces
 
 
 class _Background:

@@ -5,7 +5,6 @@
 a ``.ckpt`` are those MindSpore writes (the format is described in ``ckpt_index``).
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -16,9 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mindformers.atomic import flush
+from mindformers.checkpoint.digest import ALGORITHM, FileDigests
 from mindformers.checkpoint.foreign.arrays import Raw, nbytes
 from mindformers.checkpoint.layout import check_format, manifest_path, temp_path
-from mindformers.checkpoint.manifest import ALGORITHM, Manifest, write_manifest
+from mindformers.checkpoint.manifest import Manifest, write_manifest
 from mindformers.errors import CheckpointError
 from mindformers.version import __version__
 
@@ -58,21 +58,27 @@ def check_space(folder: Path, needed: int) -> None:
 
 
 class _Output:
-    """A file being written, with a running checksum when one is wanted."""
+    """A file being written, with running checksums when they are wanted."""
 
     def __init__(self, path: Path, digest: bool) -> None:
-        self.file = open(path, "wb")  # noqa: SIM115 (closed by finish)
-        self.digest = hashlib.new(ALGORITHM) if digest else None
+        self.file = open(path, "wb")  # noqa: SIM115 (closed by close)
+        self.digests = FileDigests() if digest else None
 
     def write(self, data: bytes | memoryview) -> None:
-        if self.digest is not None:
-            self.digest.update(data)
+        if self.digests is not None:
+            self.digests.update(data)
         self.file.write(data)
 
     def finish(self) -> None:
         """Flush to the disk and close."""
         self.file.flush()
         os.fsync(self.file.fileno())
+        self.close()
+
+    def close(self) -> None:
+        """Close; what was not written yet is."""
+        if self.digests is not None:
+            self.digests.close()
         self.file.close()
 
 
@@ -209,7 +215,7 @@ class CheckpointStream:
         except OSError as problem:
             raise CheckpointError(f"{self.path} cannot be written: {problem}") from problem
         finally:
-            self._output.file.close()
+            self._output.close()
             self._temp.unlink(missing_ok=True)
 
     def _complete(self) -> None:
@@ -220,8 +226,9 @@ class CheckpointStream:
         os.replace(self._temp, self.path)
         flush(self.path.parent)
         described = [{"name": n, "shape": list(shape), "dtype": dtype} for n, shape, dtype in self._plan]
-        known = {"size": size, "checksum": self._output.digest.hexdigest(), "parameters": described}
-        manifest = Manifest.from_fields({**self._fields, **known, "algorithm": ALGORITHM})
+        checksum, pieces = self._output.digests.result()
+        known = {"size": size, "algorithm": ALGORITHM, "checksum": checksum, "pieces": pieces, "parameters": described}
+        manifest = Manifest.from_fields({**self._fields, **known})
         manifest.created = self.path.stat().st_mtime
         manifest.mindformers_version = __version__
         write_manifest(self.path, manifest)

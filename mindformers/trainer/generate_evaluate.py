@@ -15,8 +15,8 @@ import numpy as np
 from mindspore import nn
 from tqdm import tqdm
 
+from mindformers.checkpoint.digest import file_digest
 from mindformers.checkpoint.layout import OutputLayout
-from mindformers.checkpoint.manifest import file_digest
 from mindformers.config import RunConfig
 from mindformers.core.distributed import data_parallel_ranks, gather_bytes, world
 from mindformers.core.metric.em_f1 import AnswerMetric, squad_normalize

@@ -10,7 +10,7 @@ import pytest
 from mindspore import nn
 from mindspore.train.checkpoint_pb2 import Checkpoint
 
-from mindformers.checkpoint import manifest as manifest_module
+from mindformers.checkpoint import digest as digest_module
 from mindformers.checkpoint.layout import manifest_path
 from mindformers.checkpoint.load import (
     LazyTensors,
@@ -386,7 +386,7 @@ def test_a_disk_that_fails_while_the_sum_is_computed(tmp_path, monkeypatch):
 
     path = tmp_path / "CKP_rank_0-1_1.ckpt"
     save_step(small_state(), path, manifest_fields=FIELDS)
-    monkeypatch.setattr(manifest_module, "file_digest", broken)
+    monkeypatch.setattr(digest_module, "_chunks", broken)
     with pytest.raises(CheckpointError, match="Input/output error"):
         read_checkpoint(path)
     with pytest.raises(CheckpointError, match="Input/output error"), checkpoint_being_checked(path):

@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import mindspore as ms
@@ -81,6 +82,7 @@ def test_manifest_describes_the_file(tmp_path, fmt):
     values = json.loads(manifest_path(path).read_text())
     assert values["size"] == path.stat().st_size
     assert values["checksum"] == hashlib.new(values["algorithm"], path.read_bytes()).hexdigest()
+    assert values["pieces"]["checksums"] == [f"{zlib.crc32(path.read_bytes()):08x}"]
     assert (values["step"], values["seed"], values["loss_scale"]) == (3, 7, 1024.0)
     assert values["extra"] == {"shuffle": True}
     assert {"name": "model.a.weight", "shape": [3, 5], "dtype": "float32"} in values["parameters"]
@@ -207,7 +209,7 @@ def test_folder_that_cannot_be_made(tmp_path):
         save_step(small_state(), tmp_path / "file" / "sub" / "CKP_rank_0-1_1.ckpt", manifest_fields=FIELDS)
 
 
-@pytest.mark.parametrize("step", ["write_manifest", "flush", "file_digest"])
+@pytest.mark.parametrize("step", ["write_manifest", "flush", "file_digests"])
 def test_crash_at_any_later_stage_leaves_no_complete_wrong_file(tmp_path, step, monkeypatch):
     """Python-level failure after the data were written; kills are in tests/integration."""
     path = tmp_path / "CKP_rank_0-1_1.ckpt"
@@ -222,9 +224,9 @@ def test_crash_at_any_later_stage_leaves_no_complete_wrong_file(tmp_path, step, 
         with pytest.raises(CheckpointError, match="stop"):
             save_step(small_state(2), path, manifest_fields=FIELDS)
     assert not list(tmp_path.glob(".tmp*"))
-    expected = small_state(1) if step == "file_digest" else small_state(2)
+    expected = small_state(1) if step == "file_digests" else small_state(2)
     assert same(read_checkpoint(path), expected)
-    assert manifest_path(path).exists() == (step == "file_digest")
+    assert manifest_path(path).exists() == (step == "file_digests")
 
 
 def test_nothing_to_save_and_values_that_cannot_be_saved(tmp_path):
