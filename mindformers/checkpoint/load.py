@@ -14,7 +14,6 @@ import mindspore as ms
 import numpy as np
 
 from mindformers.checkpoint.ckpt_index import ckpt_problem
-from mindformers.checkpoint.download import fetch
 from mindformers.checkpoint.foreign import foreign_kind, open_foreign
 from mindformers.checkpoint.foreign.detect import foreign_hint
 from mindformers.checkpoint.foreign.files import TORCH_SUFFIXES
@@ -227,6 +226,8 @@ def resolve_checkpoint(value: str | Path, rank: int = 0) -> Path:
     """
     path = Path(value).expanduser()
     if not path.exists() and known_name(value):
+        from mindformers.checkpoint.download import fetch  # its library for HTTP takes 0.2 s to import
+
         return fetch(str(value), "checkpoint")
     if not path.is_dir():
         return _existing_file(path)

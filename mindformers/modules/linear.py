@@ -3,8 +3,9 @@
 
 import mindspore as ms
 from mindspore import Parameter, Tensor, nn, ops
-from mindspore.common.initializer import Normal, initializer
+from mindspore.common.initializer import initializer
 
+from mindformers.modules.initial import ParallelNormal
 from mindformers.modules.kernels import product
 
 
@@ -35,7 +36,7 @@ class Linear(nn.Cell):
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.weight = Parameter(
-            initializer(Normal(init_std), (out_channels, in_channels), param_init_type), name="weight"
+            initializer(ParallelNormal(init_std), (out_channels, in_channels), param_init_type), name="weight"
         )
         self.matmul, self.compute_dtype = product(self.weight, compute_dtype)
 

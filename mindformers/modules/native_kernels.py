@@ -59,7 +59,7 @@ def sized_op(name: str, inputs: Sequence[Any], output: Any) -> ops.Custom:
     return ops.Custom(f"{library.library_path()}:{name}", None, lambda *_: output, func_type="aot", reg_info=info)
 
 
-def _at_compile_time(question: Callable[[], bool]) -> Callable[[], bool]:
+def at_compile_time(question: Callable[[], bool]) -> Callable[[], bool]:
     """The function as one a graph may call: it is asked while the graph is compiled, its answer is a constant there."""
 
     @constexpr(reuse_result=False)
@@ -113,7 +113,7 @@ class NativeProduct(nn.Cell):
     def __init__(self, product_type: Any, is_frozen: Callable[[], bool]) -> None:
         super().__init__()
         suffix, kinds = _SUFFIXES[product_type], (ms.float32, ms.float32)
-        self.is_frozen = _at_compile_time(is_frozen)
+        self.is_frozen = at_compile_time(is_frozen)
         self.forward = sized_op(f"Linear{suffix}", [ms.float32] * 2, ms.float32)
         self.backward = native_op(f"LinearGrad{suffix}", lambda x, w, d: (x, w), kinds)
         self.backward_of_input = native_op(f"LinearInputGrad{suffix}", lambda d, w: [d[0], w[1]], ms.float32)
@@ -183,7 +183,7 @@ class _HeadLossFunction(nn.Cell):
     def __init__(self, product_type: Any, is_frozen: Callable[[], bool]) -> None:
         super().__init__()
         suffix, kind = _SUFFIXES[product_type], ms.float32
-        self.is_frozen = _at_compile_time(is_frozen)
+        self.is_frozen = at_compile_time(is_frozen)
         self.loss = native_op(f"HeadLoss{suffix}", lambda h, w, y, m: [1], kind)
         self.loss_and_input = native_op(f"HeadLossInputGrad{suffix}", lambda h, w, y, m: ([1], h), (kind, kind))
         self.loss_and_both = native_op(f"HeadLossGrad{suffix}", lambda h, w, y, m: ([1], h, w), (kind, kind, kind))

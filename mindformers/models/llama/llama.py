@@ -11,7 +11,9 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
+from mindformers.core.frozen_head import FrozenHeadLoss
 from mindformers.core.loss import CrossEntropyLoss
+from mindformers.core.parallel_context import is_split
 from mindformers.generation import GeneratorMixin
 from mindformers.models.base_model import BaseModel
 from mindformers.models.llama.llama_config import LlamaConfig
@@ -29,6 +31,7 @@ from mindformers.modules.kernels import (
 )
 from mindformers.modules.kv_cache import cache_places, new_cache
 from mindformers.modules.linear import Linear
+from mindformers.modules.native_kernels import at_compile_time
 from mindformers.modules.transpose import transposed
 from mindformers.registry import MindFormerModuleType, MindFormerRegister
 
@@ -103,7 +106,7 @@ class LlamaModel(nn.Cell):
             visible: bool (B, S, S), or (B, S, L) when ``read``: which keys each position may see.
             input_embeds: (B, S, H) in place of the embedding of tokens.
             caches: key caches, value caches (one (B, K, L, D) parameter per layer each) and L; they are written. A
-                fourth item, int32 (1,), is the first sequence to write when the caches hold more than those of this call.
+                fourth item, int32 (1,), is the first sequence to write when the caches hold more than this call's.
             read: S = 1, attending to the caches instead of among the given positions.
 
         Returns:
@@ -165,6 +168,8 @@ class LlamaForCausalLM(BaseModel, GeneratorMixin):
         self.not_equal = ops.NotEqual()
         self.count = ops.ReduceSum()
         self.loss = CrossEntropyLoss()
+        self.frozen_head_loss = FrozenHeadLoss()
+        self.head_is_frozen = at_compile_time(self._is_head_frozen)
         self.is_first_iteration = True
         self.cache_length = 0
 
@@ -260,6 +265,8 @@ class LlamaForCausalLM(BaseModel, GeneratorMixin):
         hidden = self._hidden(tokens, position_ids, attention_mask, input_embeds, segments)
         if self.head_loss is not None:
             return self.head_loss(hidden, self._head_weight(), targets, mask), self.count(mask)
+        if self.head_is_frozen():
+            return self.frozen_head_loss(hidden, self._head_weight(), targets, mask)[0], self.count(mask)
         return self.loss.total(self._logits(hidden), targets, mask), self.count(mask)
 
     def num_label_tokens(
@@ -375,6 +382,12 @@ class LlamaForCausalLM(BaseModel, GeneratorMixin):
 
     def _head_weight(self) -> Parameter:
         return self.model.tok_embeddings.embedding_weight if self.tied else self.lm_head.weight
+
+    def _is_head_frozen(self) -> bool:
+        """Whether ``FrozenHeadLoss`` may stand for head and loss: nothing to learn, not split, all of it fp32."""
+        if is_split() or self.head_dtype != ms.float32 or not (self.tied or isinstance(self.lm_head, Linear)):
+            return False
+        return not self._head_weight().requires_grad and self._head_weight().dtype == ms.float32
 
     def _logits(self, hidden: Tensor) -> Tensor:
         if self.tied:

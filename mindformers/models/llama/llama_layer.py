@@ -7,8 +7,9 @@ Legend: B batch, S sequence, T = B * S, H hidden, F feed-forward size, N heads, 
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
-from mindspore.common.initializer import Normal, initializer
+from mindspore.common.initializer import initializer
 
+from mindformers.modules.initial import ParallelNormal
 from mindformers.modules.kernels import swiglu
 from mindformers.modules.linear import Linear
 
@@ -28,7 +29,7 @@ class LlamaEmbedding(nn.Cell):
     ) -> None:
         super().__init__()
         self.embedding_weight = Parameter(
-            initializer(Normal(init_std), (vocab_size, hidden_size), param_init_type), name="embedding_weight"
+            initializer(ParallelNormal(init_std), (vocab_size, hidden_size), param_init_type), name="embedding_weight"
         )
         self.gather = ops.Gather()
 

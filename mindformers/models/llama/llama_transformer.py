@@ -93,7 +93,7 @@ class LlamaAttention(nn.Cell):
                 ``fused`` is there.
             mask: (B, K, G*S, S), additive; (B, K, G*S, L) when ``read``; bool (B or 1, S, S) with the rows.
             batch_size: B.
-            cache: key and value caches (B, K, L, D), which are written, and the places (B, K, S, 3) of the new positions.
+            cache: key and value caches (B, K, L, D), which are written, and the places (B, K, S, 3) of what is new.
             read: one new position per sequence, S = 1, that attends to everything the cache holds.
 
         Returns:

@@ -113,6 +113,26 @@ def test_no_gradient_of_a_frozen_weight_is_computed() -> None:
     assert 0 < products <= matrix_products(free) - len(weights)
 
 
+def test_a_frozen_head_keeps_no_logits_and_gives_the_same_losses(monkeypatch: pytest.MonkeyPatch) -> None:
+    def losses() -> list[float]:
+        network = adapted(1)
+        cell = trainer(network)
+        return [float(cell(Tensor(records(False)))[0].asnumpy()) for _ in range(4)]
+
+    together = losses()
+    monkeypatch.setattr(LlamaForCausalLM, "_is_head_frozen", lambda _: False)
+    np.testing.assert_allclose(together, losses(), rtol=1e-6)
+    assert together[-1] < together[0]
+
+
+@pytest.mark.parametrize(("tied", "frozen"), [(False, True), (True, True), (False, False)])
+def test_when_the_head_counts_as_frozen(tied: bool, frozen: bool) -> None:
+    network = LlamaForCausalLM(tiny_config("gqa", num_layers=1, tie_word_embeddings=tied))
+    if frozen:
+        get_pet_model(network, LoraConfig(lora_rank=4, lora_dropout=0.0, **FP32))
+    assert network._is_head_frozen() == frozen
+
+
 def test_every_field_reaches_the_layer() -> None:
     network = adapted(1, lora_rank=3, lora_alpha=7.5, lora_dropout=0.5, lora_a_init="ones", lora_b_init="one",
                       param_init_type="float16", compute_dtype="float16", target_modules="w[13]")  # fmt: skip
