@@ -29,8 +29,6 @@ MAX_SESSIONS = 2
 # Between these numbers of rows a product with a weight (out, in) takes oneDNN longer than with GOOD_ROWS: 32 rows of
 # 1024 features to 2816 take 2.6 ms and 64 take 1.2 ms. Narrow layers gain nothing.
 FEW_ROWS, GOOD_ROWS, WIDE = 8, 64, 512
-# Steps whose saving is worth a transposed copy of the output layer, on every model of docs/performance.md.
-MANY_STEPS = 32
 _STEP_PHASE = "increment"  # one of the two that MindSpore looks up in a cell's phase_cache
 _STORE = "_decode_sessions"
 
@@ -114,20 +112,12 @@ class PrefillGraph(OftenCalled):
 class StepGraph(SameShapes):
     """One new token per row -> the next one."""
 
-    def __init__(
-        self,
-        model: nn.Cell,
-        caches: tuple,
-        position: Parameter,
-        chooser: TokenChooser,
-        head: tuple[Parameter, ...] = (),
-    ) -> None:
+    def __init__(self, model: nn.Cell, caches: tuple, position: Parameter, chooser: TokenChooser) -> None:
         super().__init__(auto_prefix=False)
         self.model = model
         self.keys, self.values, self.length = caches
         self.position = position
         self.chooser = chooser
-        self.head = head
         self.one = Tensor(np.ones(position.shape, np.int32))
         self.last = Tensor(np.full(position.shape, self.length - 1, np.int32))
         self.may_overrun = position.shape[0] > 1
@@ -137,8 +127,7 @@ class StepGraph(SameShapes):
         position = ops.assign_add(self.position, self.one)
         if self.may_overrun:  # a finished row goes on beside longer ones and must stay inside its own cache
             position = ops.minimum(position, self.last)
-        caches = (self.keys, self.values, self.length)
-        logits = self.model.increment(tokens, position, caches, *self.head)
+        logits = self.model.increment(tokens, position, (self.keys, self.values, self.length))
         return self.chooser(logits, tokens, controls)
 
 
@@ -210,8 +199,6 @@ class DecodeSession:
         self._choosers: dict[Choice, TokenChooser] = {}
         self._rows: tuple[np.ndarray, np.ndarray] | None = None
         self._pace: float | None = None  # seconds of one of several steps
-        self._head: Parameter | None = None  # transposed output layer, of this generation when _has_head
-        self._has_head = False
 
     def start(self, tokens: np.ndarray, lengths: np.ndarray, choice: Choice, controls: Tensor, cached: bool) -> Tensor:
         """Take the prompts and choose the first new tokens.
@@ -226,7 +213,6 @@ class DecodeSession:
         Returns:
             int32 (B, 1) on the device; fp32 logits (B, V) when the host chooses.
         """
-        self._has_head = False
         if cached:
             self._rows = None
             tokens = self._lengthened(tokens)
@@ -257,24 +243,13 @@ class DecodeSession:
         """
         if self._rows is None:
             tokens = tokens if isinstance(tokens, Tensor) else Tensor(tokens)
-            return self._graph("step with head" if self._has_head else "step", choice)(tokens, controls)
+            return self._graph("step", choice)(tokens, controls)
         tokens = tokens.asnumpy() if isinstance(tokens, Tensor) else tokens
         filled, lengths = self._rows
         inside = np.minimum(lengths, self.length - 1)
         filled[np.arange(self.batch_size), inside] = tokens[:, 0]
         lengths[:] = np.minimum(lengths + 1, self.length)
         return self._graph("full", choice)(Tensor(filled), Tensor(lengths), controls)
-
-    def expect(self, steps: int) -> None:
-        """Get ready for this many steps at most; 0 when the generation is over."""
-        head = None
-        if steps >= MANY_STEPS and self._rows is None and hasattr(self.decoder, "transposed_head"):
-            head = self.decoder.transposed_head()
-        self._has_head = head is not None
-        if self._head is None and head is not None:
-            self._head = Parameter(head, "transposed_head", requires_grad=False)
-        elif head is not None:
-            self._head.set_data(head)
 
     def makes_several(self, choice: Choice) -> bool:
         """Whether :meth:`steps` can go on from here: greedy tokens, by a decoder that makes several in one launch."""
@@ -332,9 +307,8 @@ class DecodeSession:
             self._position = Parameter(initializer("zeros", (rows,), ms.int32), "position", requires_grad=False)
         if kind == "greedy":
             return GreedyGraph(self.decoder, self._caches, self._position)
-        if kind.startswith("step"):
-            head = (self._head,) if self._has_head else ()
-            return StepGraph(self.decoder, self._caches, self._position, chooser, head)
+        if kind == "step":
+            return StepGraph(self.decoder, self._caches, self._position, chooser)
         graph = PrefillGraph(self.decoder, self._caches, self._position, chooser)
         graph.set_inputs(
             Tensor(shape=[rows, None], dtype=ms.int32),

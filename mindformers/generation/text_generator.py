@@ -180,8 +180,6 @@ class _Run:
         result = self.session.start(tokens, lengths, self.choice, controls, self.config.use_past)
         result = self._take(result, uniform)
         first = time.perf_counter()
-        if any(self.rows.open) and not self.session.host_choice:
-            self.session.expect(self.rows.most_left())
         several = self.processors is None and self.session.makes_several(self.choice)
         while any(self.rows.open):
             if several:

@@ -30,7 +30,6 @@ from mindformers.modules.native_kernels import (
 )
 from mindformers.native import library
 
-_LARGE_WEIGHT = 1 << 22  # elements: 16 MB, more than a core's own cache
 _DTYPE_FIELDS = (
     "compute_dtype",
     "layernorm_compute_type",
@@ -207,12 +206,6 @@ def product(weight: Parameter, compute_type: ms.Type) -> tuple[Any, ms.Type]:
     if _has_native_product(compute_type) and (compute_type == ms.bfloat16 or library.has_onednn()):
         return NativeProduct(compute_type, lambda: not weight.requires_grad), ms.float32
     return ops.MatMul(transpose_b=True), compute_type
-
-
-def prefers_transposed(weight: Parameter, compute_type: ms.Type) -> bool:
-    """Whether products of a few rows are worth a transposed copy of a large weight (modules/transpose.py)."""
-    plain = ms.get_context("device_target") == "CPU" and not is_split()
-    return plain and weight.dtype == compute_type == ms.float32 and weight.size >= _LARGE_WEIGHT
 
 
 def rms_norm(dim: int, eps: float, compute_type: ms.Type, fused: bool) -> nn.Cell:

@@ -22,9 +22,10 @@ def new_cache(
         head_dim: D.
         dtype: type of the entries.
 
-    Each is stored (B, K, L, D), as the attention product reads it: a reshape of a cache would copy it.
+    Each is stored (B*K*L, D): a row per (sequence, head, position), so that a new position is one row scatter
+    and (B, K, L, D) for the attention product is a reshape, not a transposition.
     """
-    shape = (batch_size, num_heads, length, head_dim)
+    shape = (batch_size * num_heads * length, head_dim)
     return ParameterTuple(
         [
             Parameter(initializer("zeros", shape, dtype), name=f"model.layers.{i}.{kind}", requires_grad=False)
@@ -33,23 +34,17 @@ def new_cache(
     )
 
 
-def cache_places(positions: Tensor, num_heads: int, first: Tensor | None = None) -> Tensor:
-    """Where the caches hold the given positions.
+def cache_rows(positions: Tensor, num_heads: int, length: int) -> Tensor:
+    """Rows of the cache that hold the given positions.
 
     Args:
-        positions: (B, S) int32, position of each new token in its sequence; S may be unknown at compile time.
+        positions: (B, S) int32, position of each new token in its sequence.
         num_heads: K.
-        first: int32 (1,), which of the caches' sequences is the first of these; None is the first of all.
+        length: L.
 
     Returns:
-        (B, K, S, 3) int32, the sequence, head and position of each entry, for ScatterNdUpdate.
+        (B*K*S,) int32 in the order of a (B, K, S, D) tensor.
     """
     batch_size = positions.shape[0]
-    spread = ops.zeros((batch_size, num_heads, 1), ms.int32)
-    place = ops.expand_dims(positions, 1) + spread  # (B, K, S)
-    sequences = ops.reshape(ops.arange(0, batch_size, dtype=ms.int32), (batch_size, 1, 1))
-    if first is not None:
-        sequences = sequences + first
-    heads = ops.reshape(ops.arange(0, num_heads, dtype=ms.int32), (1, num_heads, 1))
-    nothing = ops.zeros_like(place)
-    return ops.stack((nothing + sequences, nothing + heads, place), -1)
+    heads = ops.reshape(ops.arange(0, batch_size * num_heads, dtype=ms.int32) * length, (batch_size, num_heads, 1))
+    return ops.reshape(heads + ops.expand_dims(positions, 1), (-1,))

@@ -21,14 +21,15 @@ __all__ = ["SlotModel"]
 class _ReadPrompt(OftenCalled):
     """One prompt -> its slot's cache filled, logits of the token after it."""
 
-    def __init__(self, model: nn.Cell, caches: tuple) -> None:
+    def __init__(self, model: nn.Cell, caches: tuple, num_heads: int) -> None:
         super().__init__(auto_prefix=False)
         self.model = model
         self.keys, self.values, self.length = caches
+        self.rows = num_heads * self.length
 
     def construct(self, tokens: Tensor, length: Tensor, slot: Tensor) -> Tensor:
         """int32 (1, n), int32 (1,), int32 (1,) -> fp32 (1, V)."""
-        return self.model.prefill(tokens, length, (self.keys, self.values, self.length, slot))
+        return self.model.prefill(tokens, length, (self.keys, self.values, self.length, slot * self.rows))
 
 
 class _Advance(SameShapes):
@@ -69,7 +70,7 @@ class SlotModel:
         caches = (new_cache("slot_key", *shape, dtype), new_cache("slot_value", *shape, dtype), self.length)
         model.set_train(False)
         decoder = model.decoding_cell()
-        self._read = _ReadPrompt(decoder, caches)
+        self._read = _ReadPrompt(decoder, caches, config.num_kv_heads)
         self._read.set_inputs(
             Tensor(shape=[1, None], dtype=ms.int32),
             Tensor(shape=[1], dtype=ms.int32),

@@ -57,7 +57,7 @@ MF_CASE(Llama) {
   const int64_t slots = b + random.whole(0, 2), positions = length + random.whole(0, 3);
   const bool narrow_cache = random.chance(0.3);
   std::vector<Tensor> tensors{whole({b, s}, random, 0, v - 1), whole({b}, random, 0, length - s),
-                              whole({b}, random, 1, s), whole({1}, random, 0, slots - b)};
+                              whole({b}, random, 1, s), whole({1}, random, 0, (slots - b) * kv * length)};
   Tensor length_tensor = make<int32_t>({1});
   length_tensor.as<int32_t>()[0] = static_cast<int32_t>(length);
   tensors.insert(tensors.end(), {length_tensor, campaign::scalar(1e-5f), normal(random, {v, h}),
@@ -74,7 +74,7 @@ MF_CASE(Llama) {
     tensors.insert(tensors.end(), scales.begin(), scales.end());
   }
   for (int64_t i = 0; i < 2 * layers; ++i) {
-    const std::vector<int64_t> shape{slots, kv, length, d};
+    const std::vector<int64_t> shape{slots * kv * length, d};
     tensors.push_back(narrow_cache ? make<uint16_t>(shape) : make<float>(shape));
   }
   tensors.push_back(make<float>({b, v}));
@@ -105,9 +105,9 @@ MF_CASE(Llama) {
   refused("negative position", 1, whole({b}, random, -9, -1));
   refused("more tokens than given", 2, whole({b}, random, s + 1, s + 3));
   refused("no tokens", 2, whole({b}, random, -1, 0));
-  refused("slots beyond the caches", 3, whole({1}, random, slots - b + 1, slots + 9));
-  refused("negative first slot", 3, whole({1}, random, -9, -1));
-  refused("another window than the caches'", 4, whole({1}, random, length + 1, 1 << 30));
+  refused("rows beyond the caches", 3, whole({1}, random, (slots - b) * kv * length + 1, slots * kv * length + 9));
+  refused("negative first row", 3, whole({1}, random, -9, -1));
+  refused("window beyond the caches", 4, whole({1}, random, slots * length + positions + 1, 1 << 30));
   for (size_t place = 6; place < tensors.size(); ++place) {  // one dimension too many, another type, too few columns
     refused("rank", place, normal(random, {1, 2, 3}));
     refused("type", place, whole(tensors[place].shape, random, 0, 3));

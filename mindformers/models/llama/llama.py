@@ -21,18 +21,10 @@ from mindformers.models.llama.llama_decoder import decoding_cell
 from mindformers.models.llama.llama_layer import LlamaEmbedding, RotaryTables, rotary_frequencies
 from mindformers.models.llama.llama_transformer import LlamaDecodeLayer
 from mindformers.modules.dtypes import to_ms_dtype
-from mindformers.modules.kernels import (
-    activation_type,
-    head_loss,
-    prefers_transposed,
-    require_dtypes,
-    rms_norm,
-    use_fused_kernels,
-)
-from mindformers.modules.kv_cache import cache_places, new_cache
+from mindformers.modules.kernels import activation_type, head_loss, require_dtypes, rms_norm, use_fused_kernels
+from mindformers.modules.kv_cache import cache_rows, new_cache
 from mindformers.modules.linear import Linear
 from mindformers.modules.native_kernels import at_compile_time
-from mindformers.modules.transpose import transposed
 from mindformers.registry import MindFormerModuleType, MindFormerRegister
 
 
@@ -105,8 +97,8 @@ class LlamaModel(nn.Cell):
             positions: int32 (B, S), for the rotary embedding and the cache.
             visible: bool (B, S, S), or (B, S, L) when ``read``: which keys each position may see.
             input_embeds: (B, S, H) in place of the embedding of tokens.
-            caches: key caches, value caches (one (B, K, L, D) parameter per layer each) and L; they are written. A
-                fourth item, int32 (1,), is the first sequence to write when the caches hold more than this call's.
+            caches: key caches, value caches (one (B*K*L, D) parameter per layer each) and L; they are written. A fourth
+                item, int32 (1,), is the first row to write when the caches hold more sequences than this call.
             read: S = 1, attending to the caches instead of among the given positions.
 
         Returns:
@@ -126,10 +118,12 @@ class LlamaModel(nn.Cell):
             for layer in self.layers:
                 h = layer(h, tables, mask, b)
         else:
-            keys, values = caches[:2]
-            places = cache_places(positions, self.num_kv_heads, caches[3] if len(caches) == 4 else None)
+            keys, values, length = caches[:3]
+            rows = cache_rows(positions, self.num_kv_heads, length)
+            if len(caches) == 4:
+                rows = rows + caches[3]
             for i, layer in enumerate(self.layers):
-                h = layer(h, tables, mask, b, (keys[i], values[i], places), read)
+                h = layer(h, tables, mask, b, (keys[i], values[i], rows), read)
         return self.norm_out(h)
 
 
@@ -161,7 +155,6 @@ class LlamaForCausalLM(BaseModel, GeneratorMixin):
         self.head_dtype = activation_type(types["compute_dtype"])
         self.head_loss = head_loss(self._head_weight(), types["compute_dtype"])
         self.head_matmul = ops.MatMul(transpose_b=True)
-        self.turned_matmul = ops.MatMul()
         self.positions = Tensor(np.arange(config.seq_length).reshape(1, -1), ms.int32)
         self.first_row = ops.Slice()
         self.cut = ops.Slice()
@@ -295,7 +288,7 @@ class LlamaForCausalLM(BaseModel, GeneratorMixin):
         Args:
             tokens: int32 (B, S), padded on the right.
             valid_length: int32 (B,), tokens of each prompt.
-            caches: key caches, value caches, L and perhaps the first sequence (see LlamaModel).
+            caches: key caches, value caches, L and perhaps the first row (see LlamaModel).
 
         Returns:
             (B, V) fp32 logits of the token after each prompt.
@@ -306,14 +299,13 @@ class LlamaForCausalLM(BaseModel, GeneratorMixin):
         last = ops.arange(0, b, dtype=ms.int32) * s + valid_length - 1
         return self._logits(ops.gather(hidden, last, 0))
 
-    def increment(self, tokens: Tensor, positions: Tensor, caches: tuple, head: Tensor | None = None) -> Tensor:
+    def increment(self, tokens: Tensor, positions: Tensor, caches: tuple) -> Tensor:
         """Process one new token per sequence.
 
         Args:
             tokens: int32 (B, 1).
             positions: int32 (B,), position of each new token.
             caches: key caches, value caches, L, filled up to positions - 1.
-            head: :meth:`transposed_head`, in place of the output layer's weight.
 
         Returns:
             (B, V) fp32 logits of the token after.
@@ -322,19 +314,7 @@ class LlamaForCausalLM(BaseModel, GeneratorMixin):
         slots = ops.reshape(ops.arange(0, caches[2], dtype=ms.int32), (1, 1, -1))
         positions = ops.reshape(positions, (b, 1))
         visible = ops.less_equal(slots, ops.expand_dims(positions, 2))  # (B, 1, L)
-        hidden = self.model(tokens, positions, visible, None, caches, True)
-        if head is None:
-            return self._logits(hidden)
-        return ops.cast(self.turned_matmul(ops.cast(hidden, self.head_dtype), head), ms.float32)
-
-    def transposed_head(self) -> Tensor | None:
-        """A copy (H, V) of the output layer's weight, with which many steps are faster; None where they are not.
-
-        It does not follow the weight: make a new one for every generation.
-        """
-        plain = self.tied or (type(self.lm_head) is Linear and isinstance(self.lm_head.matmul, ops.MatMul))
-        weight = self._head_weight()
-        return transposed(weight) if plain and prefers_transposed(weight, self.head_dtype) else None
+        return self._logits(self.model(tokens, positions, visible, None, caches, True))
 
     def _index(self, tokens: Tensor) -> Tensor:
         """0, 1, 2, ... along S for every row (for one row that serves all, when the model broadcasts).

@@ -50,7 +50,7 @@ class LlamaAttention(nn.Cell):
         self.turn = ops.BatchMatMul()
         self.split_heads = ops.Transpose()
         self.merge_heads = ops.Transpose()
-        self.scatter = ops.ScatterNdUpdate()
+        self.scatter = ops.ScatterUpdate()
 
     def _heads(self, x: Tensor, batch_size: int, num_heads: int) -> Tensor:
         return self.split_heads(ops.reshape(x, (batch_size, -1, num_heads, self.head_dim)), (0, 2, 1, 3))
@@ -93,7 +93,7 @@ class LlamaAttention(nn.Cell):
                 ``fused`` is there.
             mask: (B, K, G*S, S), additive; (B, K, G*S, L) when ``read``; bool (B or 1, S, S) with the rows.
             batch_size: B.
-            cache: key and value caches (B, K, L, D), which are written, and the places (B, K, S, 3) of what is new.
+            cache: key and value caches (B*K*L, D) and the rows (B*K*S,) of the new positions, which are written.
             read: one new position per sequence, S = 1, that attends to everything the cache holds.
 
         Returns:
@@ -101,22 +101,23 @@ class LlamaAttention(nn.Cell):
         """
         if read:
             q, k, v = self._project_one(x, tables, batch_size)
-            keys, values = self._write(k, v, cache, batch_size)
-            context = self.attend(q, ops.cast(keys, q.dtype), ops.cast(values, q.dtype), mask)
-            return self.wo(ops.reshape(context, (batch_size, self.width)))
+            keys, values = self._write(k, v, cache)
+            shape = (batch_size, self.num_kv_heads, -1, self.head_dim)
+            k = ops.cast(ops.reshape(keys, shape), q.dtype)
+            v = ops.cast(ops.reshape(values, shape), q.dtype)
+            return self.wo(ops.reshape(self.attend(q, k, v, mask), (batch_size, self.width)))
         if cache is None and self.fused is not None:
             return self.wo(self.fused(self.wq(x), self.wk(x), self.wv(x), tables, mask))
         q, k, v = self._project(x, tables, batch_size)
         if cache is not None:
-            q = ops.depend(q, self._write(k, v, cache, batch_size))
+            q = ops.depend(q, self._write(k, v, cache))
         return self._merge(self.attend(q, k, v, mask), batch_size)
 
-    def _write(self, k: Tensor, v: Tensor, cache: tuple, batch_size: int) -> tuple:
-        key_past, value_past, places = cache
-        shape = (batch_size, self.num_kv_heads, -1, self.head_dim)
-        k = ops.reshape(ops.cast(k, key_past.dtype), shape)
-        v = ops.reshape(ops.cast(v, value_past.dtype), shape)
-        return self.scatter(key_past, places, k), self.scatter(value_past, places, v)
+    def _write(self, k: Tensor, v: Tensor, cache: tuple) -> tuple:
+        key_past, value_past, rows = cache
+        k = ops.reshape(ops.cast(k, key_past.dtype), (-1, self.head_dim))
+        v = ops.reshape(ops.cast(v, value_past.dtype), (-1, self.head_dim))
+        return self.scatter(key_past, rows, k), self.scatter(value_past, rows, v)
 
 
 class LlamaDecodeLayer(nn.Cell):

@@ -71,12 +71,12 @@ struct Layer {
   const float* attention_norm;
   const float* ffn_norm;
   Weight q, k, v, o, gate, up, down;
-  void* keys;  // (slots, K, L, D)
+  void* keys;  // (slots K L, D): a row per sequence, head and position
   void* values;
 };
 
 struct Llama {
-  int64_t hidden, heads, kv_heads, d, ffn, vocab, rotary_rows, length, slots;
+  int64_t hidden, heads, kv_heads, d, ffn, vocab, rotary_rows, length, cache_rows;
   float eps;
   const void* embedding;
   WeightFormat embedding_format, cache_format;
@@ -134,10 +134,10 @@ void read_caches(Reader& reader, Llama& llama) {
   for (const bool values : {false, true}) {
     for (Layer& layer : llama.layers) {
       const Arg cache = reader.next();
-      if (first) llama.cache_format = format_of(cache, false), llama.slots = cache.dim(0);
+      if (first) llama.cache_format = format_of(cache, false), llama.cache_rows = cache.dim(0);
       first = false;
       require(format_of(cache, false) == llama.cache_format, "caches differ in type");
-      (values ? layer.values : layer.keys) = cache.raw("cache", {llama.slots, llama.kv_heads, llama.length, llama.d});
+      (values ? layer.values : layer.keys) = cache.raw("cache", {llama.cache_rows, llama.d});
     }
   }
 }
@@ -356,12 +356,12 @@ class Step {
   std::vector<float> x_, normed_, q_, k_, v_, attended_, gate_, up_;
 };
 
-// The arguments from `first` on: tokens (B, S), begin (B), lengths (B), first_slot (1), the model, and last the result.
-// Sequence b takes lengths[b] of its S tokens, at positions begin[b] on, and has slot first_slot + b of the caches. A
+// The arguments from `first` on: tokens (B, S), begin (B), lengths (B), first_row (1), the model, and last the result.
+// Sequence b takes lengths[b] of its S tokens, at positions begin[b] on; its cache begins at row first_row + b K L. A
 // begin or a length that all sequences share may be given once.
 struct Request {
   Llama llama;
-  int64_t first_row;  // of the caches, seen as (slots K L, D)
+  int64_t first_row;
   std::vector<Row> rows;
 };
 
@@ -379,12 +379,11 @@ Request read_request(const Args& args, int first) {
   };
   const auto begins = each("begin");
   const auto lengths = each("lengths");
-  const int64_t first_slot = *reader.take<int32_t>("first_slot", {1});
+  const int64_t first_row = request.first_row = *reader.take<int32_t>("first_row", {1});
   const Llama& llama = request.llama = read_llama(reader);
-  require(first_slot >= 0 && first_slot + b <= llama.slots,
-          std::to_string(b) + " sequences from slot " + std::to_string(first_slot) + " on do not fit into caches of " +
-              std::to_string(llama.slots) + " slots");
-  request.first_row = first_slot * llama.kv_heads * llama.length;
+  require(first_row >= 0 && first_row + b * llama.kv_heads * llama.length <= llama.cache_rows,
+          std::to_string(b) + " sequences from row " + std::to_string(first_row) + " do not fit into caches of " +
+              std::to_string(llama.cache_rows) + " rows");
   const int64_t most = std::min(llama.length, llama.rotary_rows);
   for (int64_t i = 0; i < b; ++i) {
     const int64_t begin = begins(i), length = lengths(i);

@@ -41,7 +41,7 @@ class TinyLlama:
         self.layers = [[1 + weight(hidden), 1 + weight(hidden), *(weight(*s) for s in shapes)] for _ in range(layers)]
 
     def arguments(self, slots: int, kind: str = "float32", cache: type = np.float32) -> list[np.ndarray]:
-        """Everything after first_slot, empty caches included."""
+        """Everything after first_row, empty caches included."""
 
         def pack(weights: list[np.ndarray]) -> list[np.ndarray]:
             if kind == "float32":
@@ -58,8 +58,8 @@ class TinyLlama:
         found += pack([self.head])
         for layer in self.layers:
             found += [*layer[:2], *pack(layer[2:])]
-        shape = (slots, self.kv_heads, LENGTH, self.d)
-        return found + [np.zeros(shape, cache) for _ in range(2 * len(self.layers))]
+        rows = slots * self.kv_heads * LENGTH
+        return found + [np.zeros((rows, self.d), cache) for _ in range(2 * len(self.layers))]
 
     def reference(self, tokens: np.ndarray) -> np.ndarray:
         """float64 logits (S, V) of one sequence."""
@@ -98,7 +98,7 @@ def errors_of_a_run(llama: TinyLlama, kind: str, cache: type) -> float:
     """Largest error of prompts of different lengths and steps after them, relative to the largest logit."""
     rng = np.random.default_rng(1)
     tokens = rng.integers(0, llama.vocab, (3, LENGTH)).astype(np.int32)
-    lengths, first = ints(7, 1, 80), ints(1)  # the first slot of four stays free
+    lengths, first = ints(7, 1, 80), ints(llama.kv_heads * LENGTH)  # the first slot of four stays free
     expected = [llama.reference(row) for row in tokens]
     arguments = llama.arguments(4, kind, cache)
     result = np.full((3, llama.vocab), np.nan, np.float32)
@@ -194,15 +194,15 @@ def test_rows_do_not_change_each_other(rows):
         ({1: ints(-1)}, "from position -1"),
         ({2: ints(0)}, "0 of 1 tokens"),
         ({2: ints(2)}, "2 of 1 tokens"),
-        ({3: ints(1)}, "do not fit into caches of 1 slots"),
-        ({3: ints(-1)}, "from slot -1"),
+        ({3: ints(1)}, "do not fit into caches of 180 rows"),
+        ({3: ints(-1)}, "from row -1"),
         ({0: np.zeros((1, 1), np.int64)}, "int64"),
         ({6: np.zeros((97, 35), np.float32)}, "must be"),
         ({7: np.zeros((LENGTH, 7), np.float32)}, "head size even"),
         ({10: np.zeros(35, np.float32)}, "attention_norm"),
         ({12: np.zeros((36, 36), np.int8)}, "all weights of a model are of one type"),
-        ({-2: np.zeros((1, 2, 90, 6), np.uint16)}, "caches differ in type"),
-        ({-2: np.zeros((1, 2, 89, 6), np.float32)}, "cache"),
+        ({-2: np.zeros((180, 6), np.uint16)}, "caches differ in type"),
+        ({-2: np.zeros((179, 6), np.float32)}, "cache"),
         ({-1: np.zeros((1, 96), np.float32)}, "logits"),
     ],
 )
