@@ -107,8 +107,33 @@ def test_exact_file_set(workplace: Path, whole: str) -> None:
     assert files(workplace / whole) == expected
 
 
-def kill_after(folder: Path, step: int, *arguments: str, number: int = signal.SIGKILL) -> int:
-    """Start a run and send it a signal as soon as it logged a step; its exit code."""
+DIES = """
+import os, runpy, signal, sys
+from mindformers.core.callback.loss_monitor import MFLossMonitor
+
+report = MFLossMonitor._report
+
+def report_and_die(self, step, *arguments):
+    report(self, step, *arguments)
+    if step == {step}:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+MFLossMonitor._report = report_and_die
+runpy.run_path({program!r}, run_name="__main__")
+"""
+
+
+def die_after(folder: Path, step: int, *arguments: str) -> None:
+    """A run that is killed as soon as it has logged a step. It does so itself: nobody else is quick enough for sure."""
+    program, *words = command(folder, *arguments)[1:]
+    code = DIES.format(step=step, program=program)
+    done = subprocess.run([sys.executable, "-c", code, *words], cwd=folder, capture_output=True, text=True, timeout=900)
+    assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
+    assert [number for number, _ in losses(folder, arguments[arguments.index("--output_dir") + 1])][-1] == step
+
+
+def interrupt_after(folder: Path, step: int, *arguments: str) -> int:
+    """Start a run and send it a SIGINT when it has logged a step; its exit code."""
     with open(folder / "killed.log", "w", encoding="utf-8") as log:
         process = subprocess.Popen(command(folder, *arguments), cwd=folder, stdout=log, stderr=log)
     metrics = folder / arguments[arguments.index("--output_dir") + 1] / "metrics.jsonl"
@@ -117,7 +142,7 @@ def kill_after(folder: Path, step: int, *arguments: str, number: int = signal.SI
         assert process.poll() is None, (folder / "killed.log").read_text()[-2000:]
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    os.kill(process.pid, number)
+    os.kill(process.pid, signal.SIGINT)
     return process.wait(120)
 
 
@@ -129,7 +154,7 @@ def test_kill_and_resume_give_the_same_losses(workplace: Path, whole: str, optio
         run(workplace, "--run_mode", "train", "--output_dir", reference, *options)
     output = f"killed{len(options)}"
     arguments = ("--run_mode", "train", "--output_dir", output, *options)
-    kill_after(workplace, 12, *arguments)
+    die_after(workplace, 12, *arguments)
     text = run(workplace, *arguments, "--resume_training", "True")
     assert "training from step 11" in text
     assert losses(workplace, output) == losses(workplace, reference)
@@ -140,7 +165,7 @@ def test_an_interrupted_run_saves_its_last_step_and_goes_on(workplace: Path) -> 
     output = "interrupted"
     rarely = ("--callbacks.1.save_checkpoint_steps", "1000")
     arguments = ("--run_mode", "train", "--output_dir", output, "--epochs", "40", *rarely)
-    assert kill_after(workplace, 12, *arguments, number=signal.SIGINT) == 130
+    assert interrupt_after(workplace, 12, *arguments) == 130
     said = re.search(r"interrupted after step (\d+) of 320; saved (\S+);", (workplace / "killed.log").read_text())
     step = int(said[1])
     manifest = json.loads((workplace / f"{said[2]}.json").read_text(encoding="utf-8"))
