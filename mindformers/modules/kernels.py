@@ -104,26 +104,6 @@ class SwiGLU(nn.Cell):
         return self.mul(self.silu(gate), up)
 
 
-class LeanSwiGLU(SwiGLU):
-    """SwiGLU with a gradient written by hand, which computes the sigmoid again.
-
-    On CPU MindSpore puts SiLU together from a sigmoid and a product and keeps both from the forward pass on, and a
-    sigmoid that belongs to the gradient as well.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sigmoid = ops.Sigmoid()
-
-    def bprop(self, gate: Tensor, up: Tensor, out: Tensor, dout: Tensor) -> tuple:
-        """Gradients of gate and up; ``silu' = sigmoid + silu - silu * sigmoid``."""
-        gate = ops.depend(gate, dout)  # without this the sigmoid would be that of the forward pass, kept until now
-        sigmoid = self.sigmoid(gate)
-        silu = self.mul(gate, sigmoid)
-        slope = sigmoid + silu - self.mul(silu, sigmoid)
-        return self.mul(self.mul(dout, up), slope), self.mul(dout, silu)
-
-
 class PlainAttention(nn.Cell):
     """``softmax(q k^T + mask) v`` with its gradient written by hand, so that no probability is kept for it.
 
@@ -237,10 +217,7 @@ def rms_norm(dim: int, eps: float, compute_type: ms.Type, fused: bool) -> nn.Cel
 
 def swiglu(compute_type: ms.Type) -> nn.Cell:
     """The gate of the feed-forward for products of ``compute_type``."""
-    if _has_native_product(compute_type):
-        return NativeSwiGLU()
-    alone_on_cpu = ms.get_context("device_target") == "CPU" and not is_split()
-    return LeanSwiGLU() if alone_on_cpu else SwiGLU()
+    return NativeSwiGLU() if _has_native_product(compute_type) else SwiGLU()
 
 
 def rope_attention(compute_type: ms.Type, rotary_type: ms.Type, softmax_type: ms.Type) -> nn.Cell | None:
