@@ -205,7 +205,7 @@ def try_save(params: Mapping[str, Any], path: str | Path, fmt: str = "ckpt", sam
 def _make_folder(folder: Path) -> None:
     """Make a folder and those above it, again when another rank has just removed one of these because it was empty."""
     for _ in range(_FOLDER_TRIES):
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, FileExistsError):
             folder.mkdir(parents=True, exist_ok=True)
             return
     folder.mkdir(parents=True, exist_ok=True)
