@@ -51,31 +51,34 @@ def run_cli(main: Callable[[], int | None]) -> NoReturn:
 
     A :class:`MindFormersError` is printed as ``error: ...`` on stderr without a traceback and exits with its
     ``exit_code``; Ctrl-C exits with 130, and a training run that it stopped says what is saved. Every other exception
-    is a bug of ours and keeps its traceback. A launcher learns of the error at once, by the file it names in
-    MINDFORMERS_ERROR_FILE: the process itself may take long to end when others wait for it.
+    is a bug of ours and keeps its traceback. A launcher learns at once how the work ended, by the file it names in
+    MINDFORMERS_OUTCOME_FILE: the process may take long to end when others wait for it, or crash when it leaves them.
     """
     try:
         code = main()
     except MindFormersError as error:
-        _tell_launcher(error, error.exit_code)
+        _tell_launcher(error.exit_code, error)
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt as stop:
         print(str(stop) or "interrupted", file=sys.stderr, flush=True)
         sys.exit(130)
     except Exception as error:
-        _tell_launcher(error, 1)
+        _tell_launcher(1, error)
         raise
+    _tell_launcher(code or 0)
     sys.exit(code or 0)
 
 
-def _tell_launcher(error: Exception, exit_code: int) -> None:
-    """Write time, message and exit code to the file of MINDFORMERS_ERROR_FILE, if a launcher named one."""
-    path = os.environ.get("MINDFORMERS_ERROR_FILE")
+def _tell_launcher(exit_code: int, error: Exception | None = None) -> None:
+    """Write time, exit code and message to the file of MINDFORMERS_OUTCOME_FILE, if a launcher named one."""
+    path = os.environ.get("MINDFORMERS_OUTCOME_FILE")
     if not path:
         return
-    record = {"time": time.time(), "error": f"{type(error).__name__}: {error}", "exit_code": exit_code}
+    record = {"time": time.time(), "exit_code": exit_code}
+    if error is not None:
+        record["error"] = f"{type(error).__name__}: {error}"
     try:
         write_text(path, json.dumps(record))
-    except OSError as failure:  # the error itself still has to be shown
+    except OSError as failure:  # an error itself still has to be shown
         print(f"note: {path} could not be written: {failure}", file=sys.stderr)

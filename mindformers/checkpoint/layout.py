@@ -147,9 +147,9 @@ class OutputLayout:
         return self.log_dir / "mindformer.log"
 
     @property
-    def error_file(self) -> Path:
-        """The error that ended this rank, as JSON; written by the rank, read by the launcher."""
-        return self.log_dir / "error.json"
+    def outcome_file(self) -> Path:
+        """How the work of this rank ended, as JSON; written by the rank, read by the launcher."""
+        return self.log_dir / "outcome.json"
 
     @property
     def scheduler_log(self) -> Path:

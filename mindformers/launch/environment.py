@@ -12,7 +12,7 @@ from mindformers.launch.process import Spec
 # Left over from another job these would make a process part of it.
 _OF_JOBS = (
     "RANK_ID", "RANK_SIZE", "DEVICE_ID", "RANK_TABLE_FILE", "MS_ROLE", "MS_WORKER_NUM", "MS_LOCAL_WORKER_NUM",
-    "MS_NODE_ID", "MS_SCHED_HOST", "MS_SCHED_PORT", "MS_WORKER_IP", "MINDFORMERS_ERROR_FILE",
+    "MS_NODE_ID", "MS_SCHED_HOST", "MS_SCHED_PORT", "MS_WORKER_IP", "MINDFORMERS_OUTCOME_FILE",
 )  # fmt: skip
 
 
@@ -29,7 +29,7 @@ def rank_specs(plan: Plan, output_dir: Path, target: str, port: int, extra: list
     specs = []
     for index, rank in enumerate(plan.ranks):
         layout = OutputLayout(output_dir, rank)
-        env = _shared(output_dir) | {"MINDFORMERS_ERROR_FILE": str(layout.error_file)}
+        env = _shared(output_dir) | {"MINDFORMERS_OUTCOME_FILE": str(layout.outcome_file)}
         env["DEVICE_ID"] = str(plan.device_id)
         if plan.table is not None:
             device = plan.server.devices[index]
@@ -39,7 +39,7 @@ def rank_specs(plan: Plan, output_dir: Path, target: str, port: int, extra: list
             else:
                 env["RANK_TABLE_FILE"] = str(plan.table_path)
         words = (sys.executable, "-u", str(plan.program), *plan.program_flags(), *extra)
-        specs.append(Spec(f"rank {rank}", words, env, plan.run_dir, layout.log_file, layout.error_file, rank))
+        specs.append(Spec(f"rank {rank}", words, env, plan.run_dir, layout.log_file, layout.outcome_file, rank))
     return specs
 
 

@@ -33,7 +33,8 @@ class Spec:
         env: variables to set; the value None removes one.
         cwd: folder to run in.
         log: file that gets both output streams; it is appended to.
-        error_file: where the process reports its error, see :func:`mindformers.errors.run_cli`; None if it does not.
+        outcome_file: where the process says how its work ended, see :func:`mindformers.errors.run_cli`; None if it
+            does not.
         rank: number in the job; None for the scheduler.
     """
 
@@ -42,7 +43,7 @@ class Spec:
     env: Mapping[str, str | None]
     cwd: Path
     log: Path
-    error_file: Path | None = None
+    outcome_file: Path | None = None
     rank: int | None = None
 
 
@@ -54,15 +55,17 @@ class Child:
 
     Attributes:
         log_start: size of the log before this process wrote to it.
+        fatal_signal: what ended it after it had said that its work was done; None as a rule.
     """
 
     def __init__(self, spec: Spec):
         self.spec = spec
         self.stopped_by_us = False
+        self.fatal_signal: int | None = None
         try:
             spec.log.parent.mkdir(parents=True, exist_ok=True)
-            if spec.error_file is not None:
-                spec.error_file.unlink(missing_ok=True)
+            if spec.outcome_file is not None:
+                spec.outcome_file.unlink(missing_ok=True)
             log = open(spec.log, "ab")  # noqa: SIM115 - closed below, the child keeps its own
         except OSError as error:
             raise ConfigError(f"{spec.log}: cannot be written: {error.strerror or error}") from error
@@ -84,11 +87,19 @@ class Child:
         return self._process.pid
 
     def poll(self) -> int | None:
-        """Exit code (negative: minus the signal), or None while it runs."""
+        """Exit code (negative: minus the signal), or None while it runs.
+
+        A process whose work is done and reported has ended well even when a signal ends it on its way out: MindSpore
+        sometimes crashes while it leaves its cluster (docs/mindspore_notes.md).
+        """
         code = self._process.poll()
-        if code is not None and self.ended is None:
+        if code is None:
+            return None
+        if self.ended is None:
             self.ended = time.monotonic()
-        return code
+            if code < 0 and not self.stopped_by_us and self._outcome().get("exit_code") == 0:
+                self.fatal_signal = -code
+        return code if self.fatal_signal is None else 0
 
     @property
     def seconds(self) -> float:
@@ -102,13 +113,18 @@ class Child:
             os.killpg(self.pid, number)
 
     def reported_error(self) -> dict | None:
-        """The error the process wrote to its error file: ``time``, ``error``, ``exit_code``."""
-        if self.spec.error_file is None or not self.spec.error_file.exists():
-            return None
+        """What the process said of the error that ended it: ``time``, ``error``, ``exit_code``."""
+        outcome = self._outcome()
+        return outcome if outcome.get("exit_code") else None
+
+    def _outcome(self) -> dict:
+        """What the process wrote to its outcome file; empty while it did not."""
+        if self.spec.outcome_file is None or not self.spec.outcome_file.exists():
+            return {}
         try:
-            return json.loads(self.spec.error_file.read_text(encoding="utf-8"))
+            return json.loads(self.spec.outcome_file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            return None
+            return {}
 
 
 def merged_environment(changes: Mapping[str, str | None]) -> dict[str, str]:

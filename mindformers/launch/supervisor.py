@@ -86,6 +86,7 @@ class Supervisor:
                 failure = self._attempt(attempt)
                 if failure is None:
                     well = True
+                    self._mention_crashes()
                     return 0
                 again = attempt < self.job.max_restarts and not failure.final
                 self._report(failure, again)
@@ -167,6 +168,12 @@ class Supervisor:
         error = (first.reported_error() or {}).get("error", "")
         final = code == USER_ERROR and not error.startswith("DeviceError")
         return Failure(first, describe_exit(code), shell_code(code), final)
+
+    def _mention_crashes(self) -> None:
+        for child in self.children:
+            if child.fatal_signal is not None:
+                how = describe_exit(-child.fatal_signal)
+                self.status.say(f"note: {child.spec.name} had finished its work and was {how} on its way out")
 
     def _report(self, failure: Failure, again: bool) -> None:
         if failure.child is None:

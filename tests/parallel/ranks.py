@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mindformers.launch.hosts import reserve_port
+from mindformers.launch.process import Child, Spec, stop_all
 from tests.helpers import REPO
 
 _SCHEDULER = "from mindspore import communication; communication.init()"
@@ -20,7 +21,7 @@ def run_ranks(count: int, command: Sequence[str], folder: Path, timeout: float =
 
     Args:
         count: processes.
-        command: what follows the interpreter.
+        command: what follows the interpreter; it leaves by :func:`mindformers.errors.run_cli`.
         folder: working directory.
         timeout: seconds until all are killed.
 
@@ -33,35 +34,36 @@ def run_ranks(count: int, command: Sequence[str], folder: Path, timeout: float =
         assert done.returncode == 0, done.stdout[-6000:]
         return [done.stdout]
     reserved = reserve_port("127.0.0.1")
-    port = reserved.getsockname()[1]
-    env = dict(os.environ, MS_WORKER_NUM=str(count), MS_SCHED_HOST="127.0.0.1", MS_SCHED_PORT=str(port))
+    env = {"MS_WORKER_NUM": str(count), "MS_SCHED_HOST": "127.0.0.1", "MS_SCHED_PORT": str(reserved.getsockname()[1])}
     env |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO), "GLOG_v": "3"}
-    logs = [tempfile.TemporaryFile("w+") for _ in range(count + 1)]  # noqa: SIM115 - closed below
-    commands = [(dict(env, MS_ROLE="MS_SCHED"), ["-c", _SCHEDULER])]
-    commands += [(dict(env, MS_ROLE="MS_WORKER", MS_NODE_ID=str(rank)), list(command)) for rank in range(count)]
-    processes = [
-        subprocess.Popen([sys.executable, *words], cwd=folder, env=own, stdout=log, stderr=subprocess.STDOUT)
-        for (own, words), log in zip(commands, logs, strict=True)
-    ]
-    deadline = time.monotonic() + timeout
-    try:
-        while any(process.poll() is None for process in processes[1:]) and time.monotonic() < deadline:
-            if any(process.poll() for process in processes):
-                break
-            time.sleep(0.1)
-    finally:
-        codes = [process.poll() for process in processes]
-        codes[0] = codes[0] or 0  # the scheduler looks every 5 seconds whether all have left: not waited for
-        for process in processes:
-            process.kill()
-            process.wait()
-        reserved.close()
-    texts = []
-    for log in logs:
-        log.seek(0)
-        texts.append(log.read())
-        log.close()
+    with tempfile.TemporaryDirectory() as place:
+        scheduler, *ranks = [Child(spec) for spec in _specs(count, command, env, folder, Path(place))]
+        deadline = time.monotonic() + timeout
+        try:
+            while any(rank.poll() is None for rank in ranks) and time.monotonic() < deadline:
+                if any(child.poll() for child in (scheduler, *ranks)):
+                    break
+                time.sleep(0.1)
+        finally:
+            # The scheduler looks every 5 seconds whether all have left: it is not waited for.
+            codes = [scheduler.poll() or 0, *(rank.poll() for rank in ranks)]
+            stop_all((scheduler, *ranks), 0)
+            reserved.close()
+        texts = [child.spec.log.read_text(encoding="utf-8") for child in (scheduler, *ranks)]
     failed = [index for index, code in enumerate(codes) if code != 0]
     worst = next((index for index in failed if codes[index] is not None), failed[0] if failed else 0)
     assert not failed, f"exit codes {codes}; rank {worst - 1}:\n{texts[worst][-6000:]}"
     return texts[1:]
+
+
+def _specs(count: int, command: Sequence[str], env: dict[str, str], folder: Path, place: Path) -> list[Spec]:
+    """The scheduler and the ranks; logs and outcomes go to ``place``."""
+    words = (sys.executable, "-c", _SCHEDULER)
+    specs = [Spec("scheduler", words, env | {"MS_ROLE": "MS_SCHED"}, folder, place / "scheduler.log")]
+    for rank in range(count):
+        outcome = place / f"{rank}.json"
+        own = env | {"MS_ROLE": "MS_WORKER", "MS_NODE_ID": str(rank), "MINDFORMERS_OUTCOME_FILE": str(outcome)}
+        specs.append(
+            Spec(f"rank {rank}", (sys.executable, *command), own, folder, place / f"{rank}.log", outcome, rank)
+        )
+    return specs

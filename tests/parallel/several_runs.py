@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import run_mindformer
+from mindformers.errors import run_cli
 
 
 def main(file: str) -> None:
@@ -43,4 +44,4 @@ def printing_to(file: int):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    run_cli(lambda: main(sys.argv[1]))

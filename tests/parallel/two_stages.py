@@ -14,6 +14,7 @@ import numpy as np
 from mindspore import ParameterTuple, Tensor, communication, nn, ops
 
 from mindformers.config.schema.parallel import layer_stages
+from mindformers.errors import run_cli
 from mindformers.models.llama.llama import LlamaForCausalLM
 from tests.parity.llama_cases import fill, tiny_config
 
@@ -97,4 +98,4 @@ def main(file: str, ids: np.ndarray, labels: np.ndarray) -> None:
 if __name__ == "__main__":
     from tests.unit.wrapper.test_train_step import batches
 
-    main(sys.argv[1], *batches())
+    run_cli(lambda: main(sys.argv[1], *batches()))

@@ -19,8 +19,8 @@ def failing(error: Exception):
 
 @pytest.mark.parametrize(("error", "code"), [(DataError("bad \u00e9"), 2), (TrainingError("nan"), 1)])
 def test_a_launcher_learns_of_the_error(tmp_path, monkeypatch, capsys, error, code):
-    path = tmp_path / "error.json"
-    monkeypatch.setenv("MINDFORMERS_ERROR_FILE", str(path))
+    path = tmp_path / "outcome.json"
+    monkeypatch.setenv("MINDFORMERS_OUTCOME_FILE", str(path))
     with pytest.raises(SystemExit) as stop:
         run_cli(failing(error))
     assert stop.value.code == code
@@ -30,18 +30,28 @@ def test_a_launcher_learns_of_the_error(tmp_path, monkeypatch, capsys, error, co
     assert capsys.readouterr().err == f"error: {error}\n"
 
 
+def test_a_launcher_learns_that_the_work_is_done(tmp_path, monkeypatch):
+    path = tmp_path / "outcome.json"
+    monkeypatch.setenv("MINDFORMERS_OUTCOME_FILE", str(path))
+    with pytest.raises(SystemExit) as stop:
+        run_cli(lambda: None)
+    record = json.loads(path.read_text())
+    assert (stop.value.code, record["exit_code"]) == (0, 0)
+    assert "error" not in record
+
+
 def test_a_bug_keeps_its_traceback_and_is_reported(tmp_path, monkeypatch):
-    monkeypatch.setenv("MINDFORMERS_ERROR_FILE", str(tmp_path / "error.json"))
+    monkeypatch.setenv("MINDFORMERS_OUTCOME_FILE", str(tmp_path / "outcome.json"))
     with pytest.raises(ZeroDivisionError):
         run_cli(lambda: 1 // 0)
-    assert json.loads((tmp_path / "error.json").read_text())["exit_code"] == 1
+    assert json.loads((tmp_path / "outcome.json").read_text())["exit_code"] == 1
 
 
 def test_without_a_launcher_or_with_a_full_disk_the_error_is_shown_all_the_same(tmp_path, monkeypatch, capsys):
-    monkeypatch.delenv("MINDFORMERS_ERROR_FILE", raising=False)
+    monkeypatch.delenv("MINDFORMERS_OUTCOME_FILE", raising=False)
     with pytest.raises(SystemExit):
         run_cli(failing(DataError("bad")))
-    monkeypatch.setenv("MINDFORMERS_ERROR_FILE", str(tmp_path / "no" / "error.json"))
+    monkeypatch.setenv("MINDFORMERS_OUTCOME_FILE", str(tmp_path / "no" / "outcome.json"))
     with pytest.raises(SystemExit):
         run_cli(failing(DataError("worse")))
     assert capsys.readouterr().err.endswith("error: worse\n")

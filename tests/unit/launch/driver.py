@@ -23,10 +23,10 @@ def main(path: str) -> int:
         found = []
         for name, code in job["programs"].items():
             rank = int(name.split()[1]) if name.startswith("rank") else None
-            error_file = folder / f"{name}.error"
+            outcome_file = folder / f"{name}.outcome"
             words = (sys.executable, "-S", "-c", code)
-            changes = env | {"MINDFORMERS_ERROR_FILE": str(error_file)}
-            found.append(Spec(name, words, changes, folder, folder / f"{name}.log", error_file, rank))
+            changes = env | {"MINDFORMERS_OUTCOME_FILE": str(outcome_file)}
+            found.append(Spec(name, words, changes, folder, folder / f"{name}.log", outcome_file, rank))
         return found
 
     signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)

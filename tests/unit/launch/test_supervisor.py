@@ -119,7 +119,7 @@ def test_hang_up_is_ignored_below_nohup(tmp_path):
 REPORTS_AND_HANGS = (
     """
 import json, time
-with open(os.environ["MINDFORMERS_ERROR_FILE"], "w") as file:
+with open(os.environ["MINDFORMERS_OUTCOME_FILE"], "w") as file:
     json.dump({"time": time.time() - 5, "error": "DataError: x", "exit_code": 2}, file)
 """
     + SLEEP
@@ -127,12 +127,35 @@ with open(os.environ["MINDFORMERS_ERROR_FILE"], "w") as file:
 
 
 def test_the_rank_that_reported_an_error_is_the_first_even_when_it_cannot_end(tmp_path):
-    victim = WAIT_FOR_START0 + "while not os.path.exists(os.environ['PLACE'] + '/rank 0.error'): time.sleep(0.01)\n"
+    victim = WAIT_FOR_START0 + "while not os.path.exists(os.environ['PLACE'] + '/rank 0.outcome'): time.sleep(0.01)\n"
     job = Running(tmp_path, {"rank 0": program(0, REPORTS_AND_HANGS), "rank 1": victim + "raise SystemExit(7)"})
     code, _, err = job.end()
     assert code == 2
     assert "rank 0 failed first: exit code 2" in err
     assert "ended after it: rank 1 (exit code 7)" in err
+
+
+DIES = "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"
+SAYS_AND_DIES = """
+import json
+with open(os.environ["MINDFORMERS_OUTCOME_FILE"], "w") as file:
+    json.dump({"time": 0.0, "exit_code": CODE}, file)
+"""
+
+
+def test_a_rank_that_dies_when_its_work_is_done_has_ended_well(tmp_path):
+    done = program(0, SAYS_AND_DIES.replace("CODE", "0") + DIES)
+    code, out, err = Running(tmp_path, {"rank 0": done, "rank 1": "pass"}).end()
+    assert (code, err) == (0, "")
+    assert "note: rank 0 had finished its work and was killed by SIGSEGV on its way out" in out
+
+
+@pytest.mark.parametrize("said", ["", SAYS_AND_DIES.replace("CODE", "1")])
+def test_a_rank_that_dies_before_its_work_is_done_has_failed(tmp_path, said):
+    code, out, err = Running(tmp_path, {"rank 0": program(0, said + DIES)}).end()
+    assert code == 128 + signal.SIGSEGV
+    assert "rank 0 failed first: killed by SIGSEGV" in err
+    assert "note:" not in out
 
 
 def test_the_scheduler_can_be_the_first(tmp_path):
