@@ -10,6 +10,7 @@ above 1 the exported files are faster. ``open_s`` is the time to open the files.
 """
 
 import argparse
+import os
 import sys
 import tempfile
 import time
@@ -84,6 +85,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--json", help="file the records are appended to")
     args = parser.parse_args()
+    os.environ["MINDFORMERS_NATIVE"] = "0"  # the files hold MindSpore's own ops: generate with the same
     import mindspore as ms
 
     ms.set_device("CPU")

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Style checks, then pytest, in the environment of quickstart.sh plus the test extras.
 #   bash scripts/test.sh [PYTEST ARGUMENTS]      default: tests
-# Files of tests are spread over three processes (most of their time is single-threaded compiling, or waiting for processes of their own); -n 0 turns that off.
+# Files of tests are spread over three processes, those of the longest folders first (most of their time is single-threaded compiling, or waiting for processes of their own); -n 0 turns that off.
 # MINDFORMERS_EXTRAS=unit installs without torch and transformers (their parity tests then skip).
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
@@ -23,7 +23,7 @@ step() { # NAME COMMAND...: run it, remember its name if it fails
 step ruff-check "$MF_PYTHON" -m ruff check .
 step ruff-format "$MF_PYTHON" -m ruff format --check .
 step codespell "$MF_PYTHON" -m codespell_lib .
-step pytest "$MF_PYTHON" -m pytest --timeout 1500 -n 3 --dist loadfile "$@"
+step pytest "$MF_PYTHON" -m pytest --timeout 1500 -n 3 --dist loadfile --no-loadscope-reorder "$@"
 
 [ -z "$failed" ] || mf_die "failed:$failed"
 mf_say "all checks passed in $SECONDS s"

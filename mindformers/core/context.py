@@ -143,7 +143,7 @@ def init_context(
     ms.set_context(mode=mode)
     _report_unused(options, explicit, target)
     _set_environment(options, target, root)
-    library.configure(bool(options.get("native_kernels")), _threads(options))
+    library.configure(library.wish(options.get("native_kernels"), use_parallel), _threads(options))
     _set_runtime(options, target)
     if target != "CPU":
         _set_memory(options)

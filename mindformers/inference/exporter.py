@@ -19,6 +19,7 @@ from mindspore import Tensor, nn, ops
 
 from mindformers.errors import CheckpointError, ConfigError
 from mindformers.inference.mindir_files import PairInfo, description_path, graph_file, stem_of, variables_dir
+from mindformers.modules.kernels import has_native_kernels
 from mindformers.tools.logger import get_logger
 
 __all__ = ["CachedGraph", "FullGraph", "export_mindir"]
@@ -94,13 +95,18 @@ def export_mindir(
         share on disk where the file system has hard links.
 
     Raises:
-        ConfigError: the two paths are one.
+        ConfigError: the two paths are one, or the model was built with native kernels.
         CheckpointError: nothing can be written there. Files of an earlier export stay as they were.
     """
     prefill = stem_of(prefill_path)
     increment = stem_of(increment_path) if increment_path else None
     if increment is not None and increment.absolute() == prefill.absolute():
         raise ConfigError(f"infer.prefill_model_path and increment_model_path are the same file, {prefill_path}")
+    if has_native_kernels(network):
+        raise ConfigError(
+            "the model was built with native CPU kernels, which a MindIR file cannot hold: build it with "
+            "context.native_kernels: False, or set the environment variable MINDFORMERS_NATIVE=0"
+        )
     network.set_train(False)
     config = network.config
     info = PairInfo(batch_size, config.seq_length, config.to_dict() | {"checkpoint_name_or_path": ""})

@@ -189,6 +189,11 @@ def use_native_kernels() -> bool:
     return ms.get_context("device_target") == "CPU" and not is_split() and library.usable()
 
 
+def has_native_kernels(network: nn.Cell) -> bool:
+    """Whether any cell of a network is one of ``native_kernels``."""
+    return any(type(cell).__module__ == NativeProduct.__module__ for _, cell in network.cells_and_names())
+
+
 def _has_native_product(compute_type: ms.Type) -> bool:
     return compute_type in (ms.float32, ms.bfloat16) and use_native_kernels()
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Find and load the library of native kernels, and decide whether it is used.
 
-Used only when all hold: asked for (``context.native_kernels: True``, or the environment variable
-``MINDFORMERS_NATIVE=1``; ``MINDFORMERS_NATIVE=0`` beats both), built from the sources that are installed, on CPU.
+Used on CPU where it is built from the sources that are installed and finds the products of oneDNN, unless switched off
+(``context.native_kernels: False``, or the environment variable ``MINDFORMERS_NATIVE=0``, which beats the context). Asked
+for (``True``, ``1``), it is used without oneDNN too, and a warning says why it cannot be.
 """
 
 import ctypes
@@ -24,20 +25,20 @@ _TEXT = 1 << 16
 
 @dataclass
 class _Choice:
-    """What the context asked for."""
+    """What the context asked for; None: nothing."""
 
-    enabled: bool = False
+    enabled: bool | None = None
     threads: int = 0
 
 
 _choice = _Choice()
 
 
-def configure(enabled: bool, threads: int = 0) -> None:
+def configure(enabled: bool | None, threads: int = 0) -> None:
     """Take over ``context.native_kernels`` and ``context.runtime_num_threads``.
 
     Args:
-        enabled: whether native kernels are asked for.
+        enabled: whether native kernels are asked for; None: used where they can be.
         threads: threads a kernel is shared by; 0 is the environment variable OMP_NUM_THREADS, or one per core.
     """
     _choice.enabled = enabled
@@ -46,26 +47,41 @@ def configure(enabled: bool, threads: int = 0) -> None:
         load().mindformers_native_set_threads(_threads())
 
 
+def wish(by_context: bool | None, use_parallel: bool) -> bool | None:
+    """What ``context.native_kernels`` means for a run: ranks, which share a machine's cores, have to ask for them."""
+    return False if by_context is None and use_parallel else by_context
+
+
 def _threads() -> int:
     """Threads of the context, else of OMP_NUM_THREADS as it was before MindSpore set it for itself, else 0."""
     given = os.environ.get("OMP_NUM_THREADS", "").strip()
     return _choice.threads or (int(given) if given.isdigit() else 0)
 
 
-def wanted(by_context: bool | None = None) -> bool:
-    """Whether native kernels are asked for, built or not.
+def wanted(by_context: bool | None) -> bool:
+    """Whether native kernels are asked for, built or not; where nothing is asked, whether they would be used.
 
     Args:
-        by_context: ``context.native_kernels``; None is the value :func:`configure` was given.
+        by_context: ``context.native_kernels``.
 
     Raises:
         ConfigError: MINDFORMERS_NATIVE is neither 0, 1 nor empty.
     """
+    asked = _asked(by_context)
+    return _complete() if asked is None else asked
+
+
+def _asked(by_context: bool | None) -> bool | None:
+    """The environment's wish, else the context's; None when neither has one."""
     value = os.environ.get(ENVIRONMENT, "")
     if value not in ("", "0", "1"):
         raise ConfigError(f"the environment variable {ENVIRONMENT} is {value!r}; allowed: 0 (off), 1 (on), or unset")
-    asked = _choice.enabled if by_context is None else by_context
-    return asked if value == "" else value == "1"
+    return by_context if value == "" else value == "1"
+
+
+def _complete() -> bool:
+    """Whether there is a library, and oneDNN beside it."""
+    return load() is not None and bool(load().mindformers_native_onednn())
 
 
 def refusal() -> str:
@@ -76,8 +92,8 @@ def refusal() -> str:
 
 
 def usable() -> bool:
-    """Whether native kernels are asked for and can be used; a library that cannot be is one warning."""
-    if not wanted():
+    """Whether native kernels are used; asked for and impossible is one warning."""
+    if not wanted(_choice.enabled):
         return False
     if load() is None:
         _warn_once(f"native kernels are asked for but not used: {problem()}. The plain MindSpore ops run instead")
@@ -92,7 +108,7 @@ def _warn_once(text: str) -> None:
 
 def has_onednn() -> bool:
     """Whether the library found oneDNN's products in MindSpore; without them is one warning."""
-    if load() is not None and load().mindformers_native_onednn():
+    if _complete():
         return True
     _warn_once("native kernels found no oneDNN in MindSpore: fp32 products of linear layers stay MindSpore's MatMul")
     return False
@@ -195,6 +211,14 @@ def info() -> dict[str, str]:
             "oneDNN": library.mindformers_native_onednn().decode() or "not found: products by kernels of our own",
             "threads": str(library.mindformers_native_threads()),
         }
-    asked = f"asked for by {ENVIRONMENT}=1" if wanted() else f"off; {ENVIRONMENT}=1 or context.native_kernels: True"
-    lines["used"] = f"no: {trouble}" if trouble else f"yes, {asked}" if wanted() else asked
+    lines["used"] = f"no: {trouble}" if trouble else _use()
     return lines
+
+
+def _use() -> str:
+    """Whether the library, which can be loaded, is used, and why."""
+    asked = _asked(_choice.enabled)
+    if asked is None:
+        return "yes, as a rule" if _complete() else f"no: without oneDNN they have to be asked for, by {ENVIRONMENT}=1"
+    by = f"{ENVIRONMENT}={os.environ[ENVIRONMENT]}" if os.environ.get(ENVIRONMENT) else "context.native_kernels"
+    return f"yes, asked for by {by}" if asked else f"no: switched off by {by}"

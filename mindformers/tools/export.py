@@ -82,6 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from mindformers.inference.exporter import export_mindir
     from mindformers.trainer.network import build_network, load_weights
 
+    cfg.context.native_kernels = False  # a MindIR file holds MindSpore's own ops only
     init_context(False, cfg.context, cfg.parallel, cfg.output_dir)
     network = build_network(cfg)
     print(f"weights: {load_weights(network, cfg, required=True)}", flush=True)

@@ -165,6 +165,7 @@ def run(block: Block, folder: Path) -> str:
         script.write_text(text, encoding="utf-8")
         text = f"python {script.name}"
     environment = os.environ | {"PYTHONPATH": str(folder), "MINDFORMERS_PYTHON": sys.executable}
+    environment.pop("MINDFORMERS_NATIVE", None)  # that of the other tests
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     result = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", text], cwd=folder, env=environment, capture_output=True, text=True,

@@ -111,7 +111,7 @@ def _device(cfg: "RunConfig") -> Iterator[Finding]:
     if cfg.context.device_target != "CPU":
         return
     config = cfg.model.config
-    native = library.wanted(cfg.context.native_kernels)
+    native = library.wanted(library.wish(cfg.context.native_kernels, cfg.use_parallel))
     for key in _DTYPES:
         if getattr(config, key) == "bfloat16" and not (native and key == "compute_dtype"):
             message = "no bfloat16 kernels on CPU; use float32 or float16, or context.device_target Ascend"

@@ -82,8 +82,8 @@ class ContextSection(Section):
         default_factory=dict,
         description="Ascend precision and tuning keys (precision_mode, jit_compile, ...), passed on as they are.",
     )
-    native_kernels: bool = Field(
-        False,
-        description="Use the native CPU kernels (docs/native.md); the environment variable MINDFORMERS_NATIVE=0 or 1 "
-        "overrides it.",
+    native_kernels: bool | None = Field(
+        None,
+        description="Use the native CPU kernels (docs/native.md); absent: where they are built, in a run of one process. "
+        "The environment variable MINDFORMERS_NATIVE=0 or 1 overrides it.",
     )

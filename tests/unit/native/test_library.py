@@ -124,7 +124,43 @@ def test_the_environment_beats_the_context(monkeypatch):
     assert library.wanted(False)
     monkeypatch.setenv(library.ENVIRONMENT, "yes")
     with pytest.raises(ConfigError, match="MINDFORMERS_NATIVE is 'yes'; allowed: 0"):
-        library.wanted()
+        library.wanted(None)
+
+
+def test_a_complete_library_is_used_unasked(native_library, monkeypatch):
+    monkeypatch.delenv(library.ENVIRONMENT, raising=False)
+    monkeypatch.setattr(library, "_choice", library._Choice())
+    assert library.usable()
+    assert library.info()["used"] == "yes, as a rule"
+    monkeypatch.setattr(library, "_choice", library._Choice(enabled=False))
+    assert not library.usable()
+    assert library.info()["used"] == "no: switched off by context.native_kernels"
+    monkeypatch.setenv(library.ENVIRONMENT, "1")
+    assert library.usable()
+    assert library.info()["used"] == "yes, asked for by MINDFORMERS_NATIVE=1"
+
+
+def test_what_is_not_asked_for_is_not_missed(searched, told, monkeypatch):
+    monkeypatch.delenv(library.ENVIRONMENT)
+    monkeypatch.setattr(library, "_choice", library._Choice())
+    assert not library.usable()
+    assert told == []
+
+
+def test_without_onednn_it_has_to_be_asked_for(native_library, monkeypatch):
+    monkeypatch.delenv(library.ENVIRONMENT, raising=False)
+    monkeypatch.setattr(library, "_choice", library._Choice())
+    monkeypatch.setattr(library, "load", lambda: WithoutOneDNN(native_library))
+    assert not library.usable()
+    assert library.info()["used"] == "no: without oneDNN they have to be asked for, by MINDFORMERS_NATIVE=1"
+    monkeypatch.setenv(library.ENVIRONMENT, "1")
+    assert library.usable()
+
+
+def test_ranks_have_to_ask():
+    assert library.wish(None, use_parallel=True) is False
+    assert library.wish(None, use_parallel=False) is None
+    assert library.wish(True, use_parallel=True)
 
 
 @pytest.fixture
@@ -149,16 +185,22 @@ def told(monkeypatch):
     library._warn_once.cache_clear()
 
 
+class WithoutOneDNN:
+    """The library as it is where MindSpore carries no oneDNN."""
+
+    mindformers_native_onednn = staticmethod(lambda: b"")
+
+    def __init__(self, whole):
+        self._whole = whole
+
+    def __getattr__(self, name):
+        return getattr(self._whole, name)
+
+
 def test_without_onednn_float32_products_stay_plain_with_one_warning(native_on, told, monkeypatch):
-    class Without:
-        mindformers_native_onednn = staticmethod(lambda: b"")
-
-        def __getattr__(self, name):
-            return getattr(native_on, name)
-
     weight = Parameter(Tensor(np.ones((2, 3), np.float32)), name="weight")
     assert isinstance(kernels.product(weight, ms.float32)[0], NativeProduct)
-    monkeypatch.setattr(library, "load", Without)
+    monkeypatch.setattr(library, "load", lambda: WithoutOneDNN(native_on))
     for _ in range(2):
         assert type(kernels.product(weight, ms.float32)[0]) is ops.MatMul
     assert told == [
@@ -236,12 +278,13 @@ def test_threads_come_from_the_context_then_from_the_environment(monkeypatch, na
         native_library.mindformers_native_set_threads(before)
 
 
-def test_a_config_may_ask_for_bfloat16_with_native_kernels(monkeypatch):
+def test_a_config_may_ask_for_bfloat16_with_native_kernels(native_library, monkeypatch):
     monkeypatch.delenv(library.ENVIRONMENT, raising=False)
     path = str(REPO / "configs" / "llama2" / "run_llama2_tiny.yaml")
     wish = "model.model_config.compute_dtype=bfloat16"
     with pytest.raises(ConfigError, match=r"context\.native_kernels: True"):
-        load_config(path, [wish])
+        load_config(path, [wish, "context.native_kernels=False"])
+    assert load_config(path, [wish]).context.native_kernels is None
     assert load_config(path, [wish, "context.native_kernels=True"]).context.native_kernels
     monkeypatch.setenv(library.ENVIRONMENT, "0")
     with pytest.raises(ConfigError, match="no bfloat16 kernels on CPU"):

@@ -7,7 +7,8 @@ import pytest
 from mindspore import Tensor
 
 from mindformers.core.optim import AdamW
-from mindformers.errors import DeviceError
+from mindformers.errors import ConfigError, DeviceError
+from mindformers.inference.exporter import export_mindir
 from mindformers.models.llama.llama import LlamaForCausalLM
 from mindformers.models.llama.llama_config import LlamaConfig
 from mindformers.modules.kernels import use_native_kernels
@@ -149,6 +150,12 @@ def test_recomputed_layers(monkeypatch):
     again = build(True, monkeypatch, model)
     apply_recompute(again, Options())
     np.testing.assert_array_equal(loss_and_gradients(again, batches()["plain"])[1], expected[1])
+
+
+def test_a_model_of_native_kernels_is_not_exported(monkeypatch, tmp_path):
+    with pytest.raises(ConfigError, match="native CPU kernels, which a MindIR file cannot hold"):
+        export_mindir(build(True, monkeypatch), tmp_path / "all.mindir")
+    assert export_mindir(build(False, monkeypatch), tmp_path / "all.mindir")
 
 
 def test_bfloat16_needs_the_native_kernels(monkeypatch):
