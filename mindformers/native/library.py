@@ -2,8 +2,8 @@
 """Find and load the library of native kernels, and decide whether it is used.
 
 Used on CPU where it is built from the sources that are installed and finds the products of oneDNN, unless switched off
-(``context.native_kernels: False``, or the environment variable ``MINDFORMERS_NATIVE=0``, which beats the context). Asked
-for (``True``, ``1``), it is used without oneDNN too, and a warning says why it cannot be.
+(``context.native_kernels: False``, or the environment variable ``MINDFORMERS_NATIVE=0``, which beats the context).
+Asked for (``True``, ``1``), it is used without oneDNN too, and a warning says why it cannot be.
 """
 
 import ctypes

@@ -84,6 +84,6 @@ class ContextSection(Section):
     )
     native_kernels: bool | None = Field(
         None,
-        description="Use the native CPU kernels (docs/native.md); absent: where they are built, in a run of one process. "
-        "The environment variable MINDFORMERS_NATIVE=0 or 1 overrides it.",
+        description="Use the native CPU kernels (docs/native.md); absent: where they are built, in one process. The "
+        "environment variable MINDFORMERS_NATIVE=0 or 1 overrides it.",
     )
