@@ -20,7 +20,7 @@ from mindformers.checkpoint.foreign.files import TORCH_SUFFIXES
 from mindformers.checkpoint.layout import FORMATS, OutputLayout, manifest_path
 from mindformers.checkpoint.lazy import LazyTensors, read_in_order
 from mindformers.checkpoint.manifest import damage, read_manifest, scan
-from mindformers.checkpoint.names import is_cache_name, is_weight_name, missing_hint, modern_name, shape_hint
+from mindformers.checkpoint.names import is_unsaved_name, is_weight_name, missing_hint, modern_name, shape_hint
 from mindformers.checkpoint.tied import match_output_layer
 from mindformers.errors import CheckpointError
 from mindformers.model_zoo import known_name
@@ -314,7 +314,7 @@ def _first_line(error: BaseException) -> str:
 def named_parameters(network: Any) -> dict[str, ms.Parameter]:
     """Name to Parameter of a Cell or of a mapping; caches left out."""
     items = network.items() if isinstance(network, Mapping) else ((p.name, p) for p in network.get_parameters())
-    return {name: p for name, p in items if not is_cache_name(name)}
+    return {name: p for name, p in items if not is_unsaved_name(name)}
 
 
 def _shape(params: Mapping[str, Any], name: str) -> tuple[int, ...]:

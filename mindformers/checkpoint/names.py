@@ -7,9 +7,9 @@ from difflib import get_close_matches
 from mindformers.checkpoint.foreign.table import HEAD, TABLE
 
 __all__ = [
-    "is_cache_name",
     "is_setting_name",
     "is_state_name",
+    "is_unsaved_name",
     "is_weight_name",
     "missing_hint",
     "modern_name",
@@ -33,7 +33,7 @@ _STATE_NAMES = frozenset(
         "dropout_step",
     )
 )
-_CACHE_SUFFIXES = (".key_past", ".value_past")
+_UNSAVED_SUFFIXES = (".key_past", ".value_past", ".dropout_offset")
 _RENAMED = (("tk_delta", "mindpet_delta"),)
 _AXES = (
     # name pattern, the model_config value that sets each axis; the first pattern that fits is used
@@ -43,9 +43,9 @@ _AXES = (
 )
 
 
-def is_cache_name(name: str) -> bool:
-    """True for a key/value cache, which no checkpoint needs to hold."""
-    return name.endswith(_CACHE_SUFFIXES)
+def is_unsaved_name(name: str) -> bool:
+    """True for what no checkpoint holds: key/value caches, and places of dropout, which follow from the seed."""
+    return name.endswith(_UNSAVED_SUFFIXES)
 
 
 def is_state_name(name: str) -> bool:
@@ -60,7 +60,7 @@ def is_setting_name(name: str) -> bool:
 
 def is_weight_name(name: str) -> bool:
     """True for a parameter of the model itself."""
-    return not (is_state_name(name) or is_cache_name(name))
+    return not (is_state_name(name) or is_unsaved_name(name))
 
 
 def modern_name(name: str) -> str:

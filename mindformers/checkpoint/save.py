@@ -23,7 +23,7 @@ from mindformers.atomic import flush
 from mindformers.checkpoint.digest import ALGORITHM, Pieces, file_digests
 from mindformers.checkpoint.layout import check_format, manifest_path, parse_step_file, temp_files, temp_path
 from mindformers.checkpoint.manifest import Candidate, Manifest, damage, scan, write_manifest
-from mindformers.checkpoint.names import is_cache_name
+from mindformers.checkpoint.names import is_unsaved_name
 from mindformers.errors import CheckpointError
 from mindformers.tools.logger import get_logger
 from mindformers.version import __version__
@@ -119,7 +119,7 @@ def _as_tensors(params: Mapping[str, Any]) -> dict[str, ms.Tensor]:
     """Tensors (sharing memory where they can) of everything that is saved."""
     tensors = {}
     for name, value in params.items():
-        if is_cache_name(name):
+        if is_unsaved_name(name):
             continue
         if isinstance(value, bool | int | float):
             value = np.asarray(value, np.float32 if isinstance(value, float) else None)

@@ -17,7 +17,7 @@ from mindformers.checkpoint.ckpt_file import CkptFile
 from mindformers.checkpoint.foreign import ForeignTensors, foreign_kind, open_foreign
 from mindformers.checkpoint.foreign.arrays import Raw, numpy_dtype
 from mindformers.checkpoint.foreign.files import Facts, SafetensorsFile
-from mindformers.checkpoint.names import is_cache_name, modern_name
+from mindformers.checkpoint.names import is_unsaved_name, modern_name
 from mindformers.checkpoint.strategy import Box, ClusterLayout, whole_box
 from mindformers.errors import CheckpointError
 
@@ -89,7 +89,7 @@ class WholeSource:
             self.facts = {n: Facts(self._foreign.shape(n), self._foreign.dtype(n)) for n in self._foreign}
             return
         self._file = open_file_by_parts(path)
-        self._names = {modern_name(name): name for name in self._file.facts if not is_cache_name(name)}
+        self._names = {modern_name(name): name for name in self._file.facts if not is_unsaved_name(name)}
         self.facts = {name: self._file.facts[own] for name, own in self._names.items()}
 
     @property
@@ -130,7 +130,7 @@ class ShardedSource:
         for rank, file in self.files.items():
             for own, facts in file.facts.items():
                 # a stage's file may hold parameters of other stages, as they were before training
-                if not is_cache_name(own) and layout.holds(modern_name(own), rank):
+                if not is_unsaved_name(own) and layout.holds(modern_name(own), rank):
                     self._add(modern_name(own), own, rank, facts)
         self._check_complete()
         self._distinct = {name: list({p.box: p for p in reversed(ps)}.values()) for name, ps in self.pieces.items()}

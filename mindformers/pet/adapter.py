@@ -10,6 +10,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn
 
+from mindformers.checkpoint.names import is_unsaved_name, is_weight_name
 from mindformers.config.schema.model import LoraSection
 from mindformers.errors import ConfigError
 from mindformers.modules.dtypes import to_ms_dtype
@@ -89,7 +90,7 @@ def get_pet_model(base_model: nn.Cell, config: LoraSection | Mapping[str, Any]) 
         base_model.dropout_step.name = STEP_NAME  # the layers that share it have each put their own name before it
     names = sorted({leaf for _, _, leaf, _ in chosen})
     count = sum(p.size for p in base_model.trainable_params())
-    total = sum(p.size for p in base_model.get_parameters() if p.name != STEP_NAME)
+    total = sum(p.size for p in base_model.get_parameters() if is_weight_name(p.name))
     logger.info(
         "LoRA rank %d on %d layers (%s): %d of %d weights are trained (%.2f %%)",
         config.lora_rank, len(chosen), ", ".join(names), count, total, 100 * count / total,
@@ -115,7 +116,7 @@ def base_fingerprint(network: nn.Cell) -> str:
     """
     digest = hashlib.sha256()
     for name, parameter in sorted((p.name, p) for p in network.get_parameters() if not is_adapter_name(p.name)):
-        if name == STEP_NAME:
+        if not is_weight_name(name):
             continue
         values = parameter.asnumpy().reshape(-1)
         with np.errstate(over="ignore"):
@@ -159,6 +160,8 @@ def _dropout_maker(network: nn.Cell, config: LoraSection) -> Any:
     if rate == 0:
         return lambda width, place: None
     seed = ms.get_seed()
+    if seed is None:  # nobody asked for the same masks in every process
+        seed = int(np.random.default_rng().integers(1 << 31))
     network.dropout_step = Parameter(Tensor([0], ms.int32), name=STEP_NAME, requires_grad=False)
     pools: dict[int, Tensor] = {}
 
@@ -176,4 +179,4 @@ def _replace(parent: nn.Cell, leaf: str, layer: LoRADense, path: str) -> None:
     setattr(parent, leaf, layer)
     for parameter in layer.get_parameters():
         old = names[id(parameter)]
-        parameter.name = f"{path}.{old}" if is_adapter_name(old) else old
+        parameter.name = f"{path}.{old}" if is_adapter_name(old) or is_unsaved_name(f".{old}") else old

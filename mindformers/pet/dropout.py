@@ -14,15 +14,15 @@ POOL_ROWS = 1021  # prime, so that tokens t and u share a row only when t = u mo
 _PERIOD = POOL_ROWS * (POOL_ROWS - 1)  # steps after which the choice of rows repeats
 
 
-def mask_pool(width: int, rate: float, seed: int | None) -> Tensor:
+def mask_pool(width: int, rate: float, seed: int) -> Tensor:
     """Rows of zeros and ones, fp32 (POOL_ROWS, width); in each column the same share of zeros, at random rows.
 
     Args:
         width: features of a row.
         rate: wanted share of zeros, in (0, 1).
-        seed: of the draw; None draws anew in every process.
+        seed: of the draw.
     """
-    generator = np.random.default_rng(None if seed is None else [seed, width])
+    generator = np.random.default_rng([seed, width])
     zeros = min(max(1, round(rate * POOL_ROWS)), POOL_ROWS - 1)
     column = np.ones((POOL_ROWS, 1), np.float32)
     column[:zeros] = 0.0
@@ -42,17 +42,23 @@ class PooledDropout(nn.Cell):
         pool: from :func:`mask_pool`; places of equal width share one.
         step: int32 (1,) parameter, the number of forward passes of training so far; whoever trains adds 1 after
             each (``MFTrainOneStepCell`` does).
-        place: number of this dropout in the network; others choose other rows.
-        seed: of the run; None draws the choice of rows anew.
+        place: number of this dropout in the network; others choose other rows (of up to POOL_ROWS places).
+        seed: of the choice of rows.
+
+    The row of token t at step s is ``(t * stride(s) + start(s) + offset(place)) mod POOL_ROWS``. Only the offset
+    differs between places: what is equal in all of them the compiler computes once.
     """
 
-    def __init__(self, rate: float, pool: Tensor, step: Parameter, place: int, seed: int | None) -> None:
+    def __init__(self, rate: float, pool: Tensor, step: Parameter, place: int, seed: int) -> None:
         super().__init__()
         self.kept = kept_share(rate)
         self.pool = pool
         self.step = step
-        generator = np.random.default_rng(None if seed is None else [seed, place, 1])
-        self.factors = tuple(int(n) for n in generator.integers(1, POOL_ROWS - 1, 4))
+        generator = np.random.default_rng([seed, 1])
+        *self.factors, first, gap = (int(n) for n in generator.integers(1, POOL_ROWS - 1, 4))
+        # A parameter, not a number: layers that differ in numbers would have to be compiled one by one (AlikeCell).
+        offset = Tensor([(first + place * gap) % POOL_ROWS], ms.int32)
+        self.dropout_offset = Parameter(offset, name="dropout_offset", requires_grad=False)
         self.gather = ops.Gather()
         self.mul = ops.Mul()
         self.stretch = ops.Mul()  # one instance for each place a strategy may be given to
@@ -62,12 +68,12 @@ class PooledDropout(nn.Cell):
 
     def rows(self, tokens: int) -> Tensor:
         """int32 (tokens,): the row of the pool each token takes at the present step."""
-        slope, shift, stride, first = self.factors
-        step = ops.floor_mod(self.step, _PERIOD)
-        start = ops.floor_mod(step * slope + shift, POOL_ROWS)  # all products stay below 2^31
-        stride = ops.floor_mod(step * stride + first, POOL_ROWS - 1) + 1
+        for_stride, for_start = self.factors
+        step = ops.floor_mod(self.step, _PERIOD)  # all products stay below 2^31
+        stride = ops.floor_mod(step * for_stride, POOL_ROWS - 1) + 1
+        start = ops.floor_mod(step * for_start, POOL_ROWS)
         index = self.wrap_index(ops.arange(0, tokens, dtype=ms.int32), POOL_ROWS)
-        return self.wrap(self.shift(self.stretch(index, stride), start), POOL_ROWS)
+        return self.wrap(self.shift(self.stretch(index, stride), start + self.dropout_offset), POOL_ROWS)
 
     def mask(self, rows: Tensor) -> Tensor:
         """fp32 (T, width): zeros where the tokens that take these rows lose a feature, ones elsewhere."""

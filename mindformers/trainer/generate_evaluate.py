@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from mindformers.checkpoint.digest import file_digest
 from mindformers.checkpoint.layout import OutputLayout
+from mindformers.checkpoint.names import is_weight_name
 from mindformers.config import RunConfig
 from mindformers.core.distributed import data_parallel_ranks, gather_bytes, world
 from mindformers.core.metric.em_f1 import AnswerMetric, squad_normalize
@@ -322,9 +323,10 @@ def _identity(cfg: RunConfig, network: nn.Cell, tokenizer: Any, questions: Seque
 
 
 def weights_digest(network: nn.Cell) -> str:
-    """Hex digest of every parameter's name, type and values."""
+    """Hex digest of every weight's name, type and values."""
     digest = hashlib.sha256()
-    for parameter in sorted(network.get_parameters(), key=lambda parameter: parameter.name):
+    weights = (parameter for parameter in network.get_parameters() if is_weight_name(parameter.name))
+    for parameter in sorted(weights, key=lambda parameter: parameter.name):
         value = parameter.value()
         digest.update(f"{parameter.name} {value.dtype} {value.shape}".encode())
         array = (value.astype(ms.float32) if value.dtype == ms.bfloat16 else value).asnumpy()

@@ -4,7 +4,7 @@
 import mindspore as ms
 from mindspore import nn
 
-from mindformers.checkpoint.names import is_weight_name
+from mindformers.checkpoint.names import is_unsaved_name, is_weight_name
 from mindformers.trainer.adapters import has_adapters
 
 __all__ = ["frozen_weights", "train_state"]
@@ -20,7 +20,7 @@ def train_state(cell: nn.Cell) -> dict[str, ms.Parameter]:
     return {
         p.name: p
         for p in cell.get_parameters()
-        if not p.name.startswith(("accu_", "norm_shares")) and p.name not in frozen
+        if not (p.name.startswith(("accu_", "norm_shares")) or is_unsaved_name(p.name) or p.name in frozen)
     }
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from mindspore import Tensor, nn, ops
 
 from mindformers.models.llama.llama_layer import LlamaFeedForward, RotaryEmbedding
+from mindformers.modules.alike import AlikeCell
 from mindformers.modules.dtypes import to_ms_dtype
 from mindformers.modules.kernels import PlainAttention, rms_norm, rope_attention
 from mindformers.modules.linear import Linear
@@ -120,7 +121,7 @@ class LlamaAttention(nn.Cell):
         return self.scatter(key_past, rows, k), self.scatter(value_past, rows, v)
 
 
-class LlamaDecodeLayer(nn.Cell):
+class LlamaDecodeLayer(AlikeCell):
     """One decoder layer: ``h = x + attention(norm(x)); out = h + feed_forward(norm(h))``.
 
     Args:
