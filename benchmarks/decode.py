@@ -83,7 +83,8 @@ def torch_generate(name: str) -> Generate:
 def work(args: argparse.Namespace) -> None:
     """Worker: build, generate once to warm up, then measure a prompt alone and a whole call on request."""
     kind, name, batch, prompt, new = args.worker, args.models[0], args.batch[0], args.prompt, args.new
-    os.environ["MINDFORMERS_NATIVE"] = "1" if args.native else "0"
+    if args.native:
+        os.environ["MINDFORMERS_NATIVE"] = "1"
     begin = time.perf_counter()
     generate = torch_generate(name) if kind == "torch" else our_generate(name, args.weight_dtype[0])
     prompts = prompts_of(name, batch, prompt)

@@ -18,8 +18,8 @@ from mindspore import Parameter, Tensor, nn, ops
 # Attributes of nn.Cell that belong to an instance and say nothing about its graph.
 _OF_INSTANCE = frozenset((
     "_cells", "_compile_cache", "_compiled", "_create_time", "_exist_names", "_exist_objs", "_id",
-    "_is_check_and_refresh", "_param_prefix", "_params_list", "_phase_cache", "_primitives", "_scope", "arguments_key",
-    "compile_cache", "no_inline",
+    "_is_check_and_refresh", "_param_prefix", "_params_list", "_phase_cache", "_primitives", "_recompute_cell",
+    "_scope", "arguments_key", "compile_cache", "no_inline",
 ))  # fmt: skip
 # What decides how a parameter is split, sent and trained.
 _OF_PARAMETER = (
@@ -51,7 +51,8 @@ class _Facts:
 
     def __init__(self, cell: nn.Cell) -> None:
         self._number: dict[int, int] = {}  # of each cell and parameter, in order of appearance
-        parts = list(cell.cells_and_names())
+        # Cell.recompute() adds a cell for PyNative mode; for a graph it sets flags.
+        parts = [(name, part) for name, part in cell.cells_and_names() if "_recompute_cell" not in name.split(".")]
         for _, part in parts:
             self._number[id(part)] = len(self._number)
         self.all = [(name, type(part).__qualname__, self._attributes(part)) for name, part in parts]
@@ -70,11 +71,8 @@ class _Facts:
         if isinstance(value, Tensor) and value.size <= _COMPARED:  # a constant; larger ones count as unequal
             return value.shape, str(value.dtype), hashlib.sha256(value.asnumpy().tobytes()).hexdigest()
         if isinstance(value, Mapping):  # an empty one is as good as none: hooks that were asked for
-            return (
-                self._describe(None)
-                if not value
-                else [(self._describe(key), self._describe(entry)) for key, entry in value.items()]
-            )
+            entries = [(self._describe(key), self._describe(entry)) for key, entry in value.items()]
+            return entries or self._describe(None)
         if isinstance(value, list | tuple | set | frozenset):
             return type(value).__name__, [self._describe(entry) for entry in value]
         if isinstance(value, ops.Primitive):

@@ -17,6 +17,7 @@ from typing import Any
 from tqdm import tqdm
 
 from mindformers.atomic import replacing
+from mindformers.checkpoint.names import is_unsaved_name
 from mindformers.config import RunConfig, save_config
 from mindformers.errors import ConfigError, DeviceError
 from mindformers.simulate.memory import GIB, StageMemory, stage_memory
@@ -54,7 +55,7 @@ class StagePlan:
 
 
 def _is_weight(name: str) -> bool:
-    return name.startswith(("model.", "lm_head."))
+    return name.startswith(("model.", "lm_head.")) and not is_unsaved_name(name)
 
 
 def parse_memory(text: str) -> int:

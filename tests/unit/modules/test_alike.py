@@ -89,6 +89,12 @@ def recomputed() -> Layer:
     return layer
 
 
+def recomputed_cell() -> Layer:
+    layer = Layer()
+    layer.part.recompute()
+    return layer
+
+
 def rounded() -> Layer:
     layer = Layer()
     layer.part.weight.set_dtype(ms.float16)
@@ -108,17 +114,19 @@ def with_object() -> Layer:
 
 
 DIFFERENT = [
-    frozen, split, recomputed, rounded, unlike_inside, with_object, lambda: Layer(factor=2.0),
+    frozen, split, recomputed, recomputed_cell, rounded, unlike_inside, with_object, lambda: Layer(factor=2.0),
     lambda: Layer(constant=1.0), lambda: Layer().set_train(),
 ]  # fmt: skip
 
 
 def test_layers_made_alike_are_alike() -> None:
     assert fingerprint(Layer()) == fingerprint(Layer())
-    assert fingerprint(split()) == fingerprint(split())
-    layers = [Layer(), Layer()]
-    values_and_gradients(layers)  # compiling leaves marks on cells
-    assert fingerprint(layers[0]) == fingerprint(layers[1])
+    for make in (Layer, split, recomputed_cell):
+        layers = [make(), make()]
+        assert fingerprint(layers[0]) == fingerprint(layers[1])
+        if make is not split:
+            values_and_gradients(layers)  # compiling leaves marks on cells
+            assert fingerprint(layers[0]) == fingerprint(layers[1])
 
 
 @pytest.mark.parametrize("make", DIFFERENT)
