@@ -24,6 +24,7 @@ from mindformers.errors import DeviceError
 from mindformers.modules.native_kernels import (
     NativeAttention,
     NativeHeadLoss,
+    NativeLowRank,
     NativeProduct,
     NativeRMSNorm,
     NativeSwiGLU,
@@ -223,6 +224,11 @@ def rms_norm(dim: int, eps: float, compute_type: ms.Type, fused: bool) -> nn.Cel
 def swiglu(compute_type: ms.Type) -> nn.Cell:
     """The gate of the feed-forward for products of ``compute_type``."""
     return NativeSwiGLU() if _has_native_product(compute_type) else SwiGLU()
+
+
+def low_rank(pool: Tensor, scaling: float, compute_type: ms.Type) -> nn.Cell | None:
+    """An adapter's branch with dropout in one cell, see ``NativeLowRank``; None where the caller puts it together."""
+    return NativeLowRank(pool, scaling) if compute_type == ms.float32 and use_native_kernels() else None
 
 
 def rope_attention(compute_type: ms.Type, rotary_type: ms.Type, softmax_type: ms.Type) -> nn.Cell | None:

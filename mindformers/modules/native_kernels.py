@@ -129,6 +129,34 @@ class NativeProduct(nn.Cell):
         return self.backward(x, weight, dout)
 
 
+class NativeLowRank(nn.Cell):
+    """``scaling * B A (x * mask)`` by one kernel that keeps neither masks nor masked inputs.
+
+    Args:
+        pool: fp32 (P, in), rows of zeros and ones.
+        scaling: the factor.
+
+    Inputs: x (T, in), a (rank, in), b (out, rank), float32, and rows (T,) int32, which row of the pool is the mask of
+    each token. Output: (T, out), float32.
+    """
+
+    def __init__(self, pool: Tensor, scaling: float) -> None:
+        super().__init__()
+        self.pool = pool
+        self.scaling = Tensor([scaling], ms.float32)
+        self.forward = native_op("LowRank", lambda x, a, b, p, r, s: [x[0], b[0]], ms.float32)
+        self.backward = native_op("LowRankGrad", lambda x, a, b, p, r, s, d: (x, a, b), (ms.float32,) * 3)
+
+    def construct(self, x: Tensor, a: Tensor, b: Tensor, rows: Tensor) -> Tensor:
+        """(T, in) -> (T, out)."""
+        return self.forward(x, a, b, self.pool, rows, self.scaling)
+
+    def bprop(self, x: Tensor, a: Tensor, b: Tensor, rows: Tensor, out: Tensor, dout: Tensor) -> tuple:
+        """Gradients of x, a and b; zeros for the rows."""
+        dx, da, db = self.backward(x, a, b, self.pool, rows, self.scaling, dout)
+        return dx, da, db, ops.zeros_like(rows)
+
+
 class NativeSwiGLU(nn.Cell):
     """``silu(gate) * up`` by one kernel; inputs and output (T, F), float32."""
 

@@ -5,6 +5,7 @@ import mindspore as ms
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import HeUniform, Initializer, initializer
 
+from mindformers.modules.kernels import low_rank
 from mindformers.modules.linear import Linear
 from mindformers.pet.dropout import PooledDropout
 
@@ -89,7 +90,10 @@ class LoRADense(nn.Cell):
         self.weight = linear.weight
         self.matmul = linear.matmul
         self.scaling = alpha / rank
-        self.dropped = None if dropout is None else DroppedLowRank(dropout, self.scaling / dropout.kept)
+        self.dropped = self.fused = None
+        if dropout is not None:
+            self.dropped = DroppedLowRank(dropout, self.scaling / dropout.kept)
+            self.fused = low_rank(dropout.pool, self.dropped.scaling, compute_dtype)
         self.mindpet_delta_lora_a = Parameter(
             initializer(_initializer(a_init), (rank, self.in_channels), param_init_type), name=LORA_A
         )
@@ -111,7 +115,8 @@ class LoRADense(nn.Cell):
         scaling = self.scaling
         if self.training and self.dropped is not None:
             if not self.by_operations:
-                delta = self.dropped(x, a, b, self.dropped.dropout.rows(x.shape[0]))
+                branch = self.dropped if self.fused is None else self.fused
+                delta = branch(x, a, b, self.dropped.dropout.rows(x.shape[0]))
                 return self.add(y, ops.cast(delta, y.dtype))
             x, scaling = self.dropped.dropout(x), self.dropped.scaling
         low = self.lora_a_matmul(x, a)  # (T, rank)

@@ -15,6 +15,8 @@ MF_DECLARE_OP(LinearGradF32);
 MF_DECLARE_OP(LinearGradBf16);
 MF_DECLARE_OP(LinearInputGradF32);
 MF_DECLARE_OP(LinearInputGradBf16);
+MF_DECLARE_OP(LowRank);
+MF_DECLARE_OP(LowRankGrad);
 MF_DECLARE_OP(SwiGlu);
 MF_DECLARE_OP(SwiGluGrad);
 MF_DECLARE_OP(AttentionF32);
@@ -102,6 +104,43 @@ MF_CASE(Linear) {
     expect_close("LinearGrad dw", dw, edw, kind.tolerance, std::sqrt(static_cast<double>(t * n * k)));
     expect_close("LinearInputGrad dx", alone, edx, kind.tolerance, std::sqrt(static_cast<double>(t * n * k)));
   }
+}
+
+MF_CASE(LowRank) {
+  const int64_t t = random.size(50), k = random.size(70), r = random.size(20), n = random.size(60);
+  const int64_t p = random.size(30);
+  const Tensor x = normal(random, {t, k}), a = normal(random, {r, k}), b = normal(random, {n, r});
+  const Tensor pool = make<float>({p, k}), rows = make<int32_t>({t}), dy = normal(random, {t, n});
+  const Tensor y = make<float>({t, n}), dx = make<float>({t, k}), da = make<float>({r, k}), db = make<float>({n, r});
+  for (int64_t i = 0; i < pool.size(); ++i) pool.as<float>()[i] = random.chance(0.8) ? 1.0f : 0.0f;
+  for (int64_t i = 0; i < t; ++i) rows.as<int32_t>()[i] = static_cast<int32_t>(random.whole(0, p - 1));
+  run(random, "LowRank", LowRank, {x, a, b, pool, rows, campaign::scalar(1.7f), y});
+  run(random, "LowRankGrad", LowRankGrad, {x, a, b, pool, rows, campaign::scalar(1.7f), dy, dx, da, db});
+  const auto mask = [&](const Tensor& values) {
+    Tensor masked = make<float>({t, k});
+    for (int64_t i = 0; i < t * k; ++i) {
+      masked.as<float>()[i] = 1.7f * values.at(i) * pool.at(rows.as<int32_t>()[i / k] * k + i % k);
+    }
+    return masked;
+  };
+  const auto rounded = [](const Values& values, std::vector<int64_t> shape) {
+    Tensor tensor = make<float>(std::move(shape));
+    for (size_t i = 0; i < values.size(); ++i) tensor.as<float>()[i] = static_cast<float>(values[i]);
+    return tensor;
+  };
+  const Tensor masked = mask(x);  // 1.7 x * mask
+  const Tensor low = rounded(product(false, true, t, r, k, masked, a), {t, r});
+  const Tensor dlow = rounded(product(false, false, t, r, n, dy, b), {t, r});
+  const double usual = std::sqrt(static_cast<double>(t * n * r * k));
+  expect_close("LowRank y", y, product(false, true, t, n, r, low, b), kF32, usual);
+  expect_close("LowRankGrad db", db, product(true, false, n, r, t, dy, low), kF32, usual);
+  expect_close("LowRankGrad da", da, product(true, false, r, k, t, dlow, masked), kF32, usual);
+  const Tensor whole = mask(rounded(product(false, false, t, k, r, dlow, a), {t, k}));
+  expect_close("LowRankGrad dx", dx, Values(whole.as<float>(), whole.as<float>() + t * k), kF32, usual);
+
+  // A row the pool does not have is refused.
+  rows.as<int32_t>()[random.whole(0, t - 1)] = random.chance(0.5) ? -1 : static_cast<int32_t>(p);
+  expect("LowRank refuses a row", campaign::call(LowRank, {x, a, b, pool, rows, campaign::scalar(1.7f), y}) != 0);
 }
 
 MF_CASE(SwiGlu) {
