@@ -20,7 +20,14 @@ namespace {
 
 constexpr int kMaxThreads = 256;
 constexpr int kPauses = 2000;  // some tens of microseconds: longer than the end of a chunk that is being computed
+using Clock = std::chrono::steady_clock;
 constexpr auto kSpin = std::chrono::microseconds(50);  // longer than the gap between two operators of a graph
+// A wait this long, and several times as long as the caller's own part of the work, is for a worker the system does
+// not run. Two such waits soon after one another mean that the machine is busy: the caller works alone for a while.
+constexpr Clock::duration kStall = std::chrono::microseconds(300);
+constexpr int kStallShare = 4;
+constexpr Clock::duration kSoon = std::chrono::milliseconds(100);
+constexpr Clock::duration kAlone = std::chrono::milliseconds(50);
 
 inline void pause() {
 #if defined(__x86_64__)
@@ -46,7 +53,8 @@ class Pool {
   }
 
   void run(int chunks, void (*chunk)(void*, int), void* context) {
-    if (busy_.exchange(true, std::memory_order_acquire)) {
+    const Clock::time_point begin = Clock::now();
+    if (begin < alone_until_.load(std::memory_order_relaxed) || busy_.exchange(true, std::memory_order_acquire)) {
       for (int i = 0; i < chunks; ++i) chunk(context, i);
       return;
     }
@@ -64,7 +72,11 @@ class Pool {
     }
     take_chunks(call_);
     for (int spins = 0; spins < kPauses && done_.load(std::memory_order_acquire) < chunks; ++spins) pause();
-    if (done_.load(std::memory_order_acquire) < chunks) sleep_until_done(chunks);
+    if (done_.load(std::memory_order_acquire) < chunks) {
+      const Clock::duration own = Clock::now() - begin;
+      sleep_until_done(chunks);
+      note_wait(own, Clock::now() - begin - own);
+    }
     const std::exception_ptr error = error_;
     busy_.store(false, std::memory_order_release);
     if (error) std::rethrow_exception(error);
@@ -103,15 +115,23 @@ class Pool {
     caller_sleeps_.store(false);
   }
 
+  // The caller worked for `own` and then waited for `wait`.
+  void note_wait(Clock::duration own, Clock::duration wait) {
+    if (wait < kStall || wait < kStallShare * own) return;
+    const Clock::time_point now = Clock::now();
+    if (now - last_stall_ < kSoon) alone_until_.store(now + kAlone, std::memory_order_relaxed);
+    last_stall_ = now;
+  }
+
   uint32_t current_call() const { return static_cast<uint32_t>(state_.load(std::memory_order_acquire) >> 32); }
 
   void serve() {
     uint32_t last = 0;
     for (;;) {
-      const auto until = std::chrono::steady_clock::now() + kSpin;
+      const auto until = Clock::now() + kSpin;
       while (current_call() == last) {
         for (int i = 0; i < 64 && current_call() == last; ++i) pause();
-        if (current_call() != last || std::chrono::steady_clock::now() < until) continue;
+        if (current_call() != last || Clock::now() < until) continue;
         std::unique_lock<std::mutex> lock(mutex_);
         sleepers_.fetch_add(1);
         wake_.wait(lock, [&] { return static_cast<uint32_t>(state_.load() >> 32) != last; });
@@ -127,6 +147,8 @@ class Pool {
   std::atomic<bool> busy_{false};
   std::atomic<int> sleepers_{0};
   std::atomic<bool> caller_sleeps_{false};
+  std::atomic<Clock::time_point> alone_until_{Clock::time_point{}};
+  Clock::time_point last_stall_{};
   uint32_t call_ = 0;
   void (*chunk_)(void*, int) = nullptr;
   void* context_ = nullptr;
