@@ -2,7 +2,7 @@
 """Loading: from a directory on disk to the first generated token, beside transformers; and reading a large checkpoint.
 
 ``python benchmarks/load.py --models T S --json out.jsonl``      first token
-``python benchmarks/load.py --gigabytes 1.5 --json out.jsonl``   one checkpoint against reading its file once
+``python benchmarks/load.py --gigabytes 1.5 --json out.jsonl``   one checkpoint against reading its file once (the default)
 
 ``first_token``: a Hugging Face directory with random weights of one of the sizes of common.py. Each round starts new
 processes, ours and theirs in turn, and measures from the start of the interpreter to the first new token: imports,
@@ -217,7 +217,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="*", choices=list(MODELS), default=[], help="sizes to load")
-    parser.add_argument("--gigabytes", type=float, help="size of the checkpoint to load")
+    parser.add_argument("--gigabytes", type=float, help="size of the checkpoint to load; 1.5 without --models")
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=FORMATS)
     parser.add_argument("--reps", type=int, default=5, help="rounds, taken in turn")
     parser.add_argument("--json", help="file the records are appended to")
@@ -228,7 +228,7 @@ def main() -> None:
         print(json.dumps((read_once if kind in ("read", "hash", "load") else first_token)(kind, *rest)), flush=True)
         return
     if not args.models and args.gigabytes is None:
-        parser.error("give --models, or --gigabytes")
+        args.gigabytes = 1.5
     for name in args.models:
         compare_first_token(name, args.reps, args.json)
     for fmt in args.formats if args.gigabytes else ():
