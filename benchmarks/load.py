@@ -2,7 +2,7 @@
 """Loading: from a directory on disk to the first generated token, beside transformers; and reading a large checkpoint.
 
 ``python benchmarks/load.py --models T S --json out.jsonl``      first token
-``python benchmarks/load.py --gigabytes 1.5 --json out.jsonl``   one checkpoint against reading its file once (the default)
+``python benchmarks/load.py --gigabytes 1.5 --json out.jsonl``   one checkpoint against reading it once; the default
 
 ``first_token``: a Hugging Face directory with random weights of one of the sizes of common.py. Each round starts new
 processes, ours and theirs in turn, and measures from the start of the interpreter to the first new token: imports,

@@ -38,7 +38,7 @@ def native_op(name: str, shapes: Callable[..., Any], dtypes: Any) -> ops.Custom:
         shapes: function of the inputs' shapes to the shape of the output, or a tuple of them.
         dtypes: type of the output, or a tuple of them.
     """
-    return ops.Custom(f"{library.library_path()}:{name}", shapes, lambda *_: dtypes, func_type="aot")
+    return ops.Custom(f"{library.loaded_file()}:{name}", shapes, lambda *_: dtypes, func_type="aot")
 
 
 def sized_op(name: str, inputs: Sequence[Any], output: Any) -> ops.Custom:
@@ -56,7 +56,7 @@ def sized_op(name: str, inputs: Sequence[Any], output: Any) -> ops.Custom:
         registration = registration.input(index, f"x{index}")
     registration = registration.output(0, "y").dtype_format(*(_FORMATS[kind] for kind in (*inputs, output)))
     info = registration.target("CPU").get_op_info()
-    return ops.Custom(f"{library.library_path()}:{name}", None, lambda *_: output, func_type="aot", reg_info=info)
+    return ops.Custom(f"{library.loaded_file()}:{name}", None, lambda *_: output, func_type="aot", reg_info=info)
 
 
 def at_compile_time(question: Callable[[], bool]) -> Callable[[], bool]:

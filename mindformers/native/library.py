@@ -116,7 +116,8 @@ def has_onednn() -> bool:
 
 def library_path() -> Path | None:
     """The library file that exists, the one beside the package first."""
-    for path in (build.package_library(), build.cache_library()):
+    for place in (build.package_library, build.cache_library):
+        path = place()
         if path.is_file():
             return path
     return None
@@ -126,6 +127,11 @@ def library_path() -> Path | None:
 def load() -> ctypes.CDLL | None:
     """The loaded library, None when :func:`problem` has something to say. Tried once per process."""
     return None if _open()[1] else _open()[0]
+
+
+def loaded_file() -> str:
+    """Path of the loaded library."""
+    return load()._name
 
 
 def forget() -> None:
