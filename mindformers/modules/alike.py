@@ -81,7 +81,7 @@ class _Facts:
             return "part", self._number[id(value)]
         if isinstance(value, FunctionType):
             inside = [self._describe(each.cell_contents) for each in value.__closure__ or ()]
-            return value.__module__, value.__qualname__, inside
+            return value.__qualname__, id(value.__code__), self._describe(value.__defaults__), inside
         if isinstance(value, MethodType):
             return self._describe(value.__func__), self._describe(value.__self__)
         return "object", id(value)

@@ -16,6 +16,7 @@ from mindformers.models.model_config import model_config_of
 from mindformers.models.pretrained import Source, find_source
 from mindformers.tools.logger import get_logger
 from mindformers.tools.utils import did_you_mean
+from mindformers.trainer.compile_cache import without_compile_cache
 from mindformers.trainer.config_args import ConfigArguments
 from mindformers.trainer.training_args import TrainingArguments
 
@@ -65,6 +66,15 @@ def make_run_config(args: Any, task: str, model: Any, model_name: str | None, pe
     for warning in cfg.warnings:
         logger.warning("%s", warning)
     return cfg
+
+
+def context_section(cfg: RunConfig) -> Any:
+    """The ``context`` section as ``init_context`` takes it: the compile cache is switched on later, by the trainer."""
+    context = without_compile_cache(cfg.context)
+    if context.native_kernels is None and cfg.model.config.compute_dtype == "float16":
+        # There are none for it, and beside them MindSpore's own ops would be left one thread.
+        return context.model_copy(update={"native_kernels": False})
+    return context
 
 
 def use_path(cfg: RunConfig, dataset: Any, name: str) -> Any:

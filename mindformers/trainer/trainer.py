@@ -19,13 +19,13 @@ from mindformers.models.build import pretrained_tokenizer
 from mindformers.models.llama.llama_decoder import pack_weights
 from mindformers.tools.logger import get_logger
 from mindformers.trainer.build import TrainTask, build_training, try_run
-from mindformers.trainer.compile_cache import compile_cache, without_compile_cache
+from mindformers.trainer.compile_cache import compile_cache
 from mindformers.trainer.evaluate import EvalCell, build_eval_dataset, evaluate
 from mindformers.trainer.given import Given, metric_section
 from mindformers.trainer.network import build_network, load_weights
 from mindformers.trainer.parallel import gather_weights_again, lay_out, parallel_section
 from mindformers.trainer.predict import predict
-from mindformers.trainer.setup import make_run_config, use_path
+from mindformers.trainer.setup import context_section, make_run_config, use_path
 from mindformers.trainer.slices import compile_parts, load_parts, loads_slices, meeting, report_strategy, write_strategy
 from mindformers.trainer.train_data import training_data
 from mindformers.trainer.training_args import TrainingArguments
@@ -272,7 +272,7 @@ class Trainer:
     def _start(self) -> OutputLayout:
         if self._layout is None:
             cfg = self.config
-            context = without_compile_cache(cfg.context)
+            context = context_section(cfg)
             rank, _ = init_context(cfg.use_parallel, context, parallel_section(cfg), cfg.output_dir)
             gather_weights_again(cfg)
             set_seed(cfg.seed)

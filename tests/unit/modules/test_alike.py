@@ -107,6 +107,12 @@ def unlike_inside() -> Layer:
     return layer
 
 
+def with_other_function() -> Layer:
+    layer = Layer()
+    layer.answer = lambda: 1.0
+    return layer
+
+
 def with_object() -> Layer:
     layer = Layer()
     layer.unknown = object()
@@ -114,8 +120,8 @@ def with_object() -> Layer:
 
 
 DIFFERENT = [
-    frozen, split, recomputed, recomputed_cell, rounded, unlike_inside, with_object, lambda: Layer(factor=2.0),
-    lambda: Layer(constant=1.0), lambda: Layer().set_train(),
+    frozen, split, recomputed, recomputed_cell, rounded, unlike_inside, with_object, with_other_function,
+    lambda: Layer(factor=2.0), lambda: Layer(constant=1.0), lambda: Layer().set_train(),
 ]  # fmt: skip
 
 
