@@ -15,6 +15,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.common import MODELS, THREADS, Worker, emit, spread
 
 FOLDER = Path(__file__).resolve().parent
+SETTLE = 0.5  # seconds after which nothing remembers the neighbours
 BUSY = "x = 1\nwhile True:\n    x = x * 5 % 1000003"
 
 
@@ -58,6 +60,7 @@ def measure(worker: Worker, neighbours: Neighbours, rounds: int) -> list[tuple[f
     """Seconds alone and beside the neighbours, for each round."""
     found = []
     for _ in range(rounds):
+        time.sleep(SETTLE)
         alone = worker.round()["seconds"]
         neighbours.run(True)
         beside = worker.round()["seconds"]

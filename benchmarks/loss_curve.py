@@ -14,7 +14,7 @@ The last one is the measure of noise: nothing about it is less exact, it only be
 from the plain curve is what any path that leaves at that distance can show.
 
 Relative differences of the mean loss in percent: of all steps, of the last third, of the worst 100 steps that follow
-one another; and of the loss on the validation records with the last weights.
+one another; of the worst single step; and of the loss on the validation records with the last weights.
 """
 
 import argparse
@@ -97,14 +97,15 @@ def percent(value: float, reference: float) -> float:
 
 
 def distances(losses: np.ndarray, plain: np.ndarray) -> dict[str, float]:
-    """Relative differences of means in percent; the worst window keeps its sign."""
+    """Relative differences of means in percent; the worst ones keep their sign."""
     smooth, expected = (np.convolve(x, np.ones(WINDOW) / WINDOW, "valid") for x in (losses, plain))
-    windows = percent(smooth, expected)
+    windows, steps = percent(smooth, expected), percent(losses, plain)
     third = 2 * len(plain) // 3
     return {
         "all_percent": percent(losses.mean(), plain.mean()),
         "last_third_percent": percent(losses[third:].mean(), plain[third:].mean()),
         "worst_window_percent": windows[np.abs(windows).argmax()],
+        "worst_step_percent": steps[np.abs(steps).argmax()],
     }
 
 

@@ -65,7 +65,7 @@ def draw(records: list[dict], output: Path, title: str) -> None:
     rate.plot(steps, [record["lr"] for record in records], color="tab:orange", linewidth=1, label="learning rate")
     rate.set_ylabel("learning rate")
     rate.set_ylim(bottom=0)
-    figure.legend(loc="upper right", bbox_to_anchor=(0.9, 0.9), fontsize="small")
+    rate.legend(handles=[*axis.get_lines(), *rate.get_lines()], loc="upper right", fontsize="small")
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = output.with_name(f"{output.name}.{os.getpid()}.tmp")
     figure.savefig(temporary, format="png")

@@ -1,11 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The training operators beside plain loops in double precision.
 #include <algorithm>
-#include <atomic>
-#include <stdexcept>
 
 #include "campaign.h"
-#include "thread_pool.h"
 
 MF_DECLARE_OP(RmsNorm);
 MF_DECLARE_OP(RmsNormGrad);
@@ -351,27 +348,4 @@ MF_CASE(ScaleBy) {
   Values expected;
   for (int64_t i = 0; i < x.size(); ++i) expected.push_back(-0.75 * x.at(i));
   expect_close("ScaleBy", y, expected, 1e-7);
-}
-
-MF_CASE(ThreadPool) {
-  const int chunks = static_cast<int>(random.whole(0, 40));
-  std::vector<std::atomic<int>> visits(static_cast<size_t>(chunks));
-  mf::for_each_chunk(chunks, [&](int i) {
-    visits[i].fetch_add(1);
-    mf::for_each_chunk(2, [&](int) { visits[i].fetch_add(1); });  // inside a chunk: on this thread alone
-  });
-  for (auto& count : visits) expect("every chunk is done once", count.load() == 3);
-  bool thrown = false;
-  try {
-    mf::for_each_chunk(chunks + 1, [&](int i) {
-      if (i == chunks / 2) throw std::runtime_error("chunk");
-    });
-  } catch (const std::runtime_error&) {
-    thrown = true;
-  }
-  expect("an error of a chunk reaches the caller", thrown);
-  int64_t covered = 0;
-  const int64_t n = random.whole(1, 100), grain = random.whole(1, 9);
-  for (int i = 0; i < 7; ++i) covered += mf::part_of(n, 7, i, grain).end - mf::part_of(n, 7, i, grain).begin;
-  expect("the parts cover everything", covered == n);
 }

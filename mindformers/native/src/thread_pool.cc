@@ -14,6 +14,7 @@
 #include <thread>
 
 #include "custom_op.h"
+#include "scheduling.h"
 
 namespace mf {
 namespace {
@@ -23,11 +24,15 @@ constexpr int kPauses = 2000;  // some tens of microseconds: longer than the end
 using Clock = std::chrono::steady_clock;
 constexpr auto kSpin = std::chrono::microseconds(50);  // longer than the gap between two operators of a graph
 // A wait this long, and several times as long as the caller's own part of the work, is for a worker the system does
-// not run. Two such waits soon after one another mean that the machine is busy: the caller works alone for a while.
+// not run. Two such waits soon after one another mean that somebody else is busy on the worker's core. For a while the
+// workers then work in bursts and sleep in between: who uses less than half of a core is hardly interrupted in the
+// middle of a chunk, and while they sleep the caller does all the work.
 constexpr Clock::duration kStall = std::chrono::microseconds(300);
 constexpr int kStallShare = 4;
 constexpr Clock::duration kSoon = std::chrono::milliseconds(100);
-constexpr Clock::duration kAlone = std::chrono::milliseconds(50);
+constexpr Clock::duration kContended = std::chrono::milliseconds(200);
+constexpr auto kBurst = std::chrono::microseconds(150);
+constexpr auto kRest = std::chrono::microseconds(300);
 
 inline void pause() {
 #if defined(__x86_64__)
@@ -54,10 +59,11 @@ class Pool {
 
   void run(int chunks, void (*chunk)(void*, int), void* context) {
     const Clock::time_point begin = Clock::now();
-    if (begin < alone_until_.load(std::memory_order_relaxed) || busy_.exchange(true, std::memory_order_acquire)) {
+    if (busy_.exchange(true, std::memory_order_acquire)) {
       for (int i = 0; i < chunks; ++i) chunk(context, i);
       return;
     }
+    if (begin < contended_until_.load(std::memory_order_relaxed)) caller_core_.store(sched_getcpu());
     chunk_ = chunk;
     context_ = context;
     error_ = nullptr;
@@ -119,15 +125,31 @@ class Pool {
   void note_wait(Clock::duration own, Clock::duration wait) {
     if (wait < kStall || wait < kStallShare * own) return;
     const Clock::time_point now = Clock::now();
-    if (now - last_stall_ < kSoon) alone_until_.store(now + kAlone, std::memory_order_relaxed);
+    if (now - last_stall_ < kSoon) contended_until_.store(now + kContended, std::memory_order_relaxed);
     last_stall_ = now;
   }
 
   uint32_t current_call() const { return static_cast<uint32_t>(state_.load(std::memory_order_acquire) >> 32); }
 
+  // Sleep when a burst is over, away from the caller's core; `burst` is when it began.
+  void rest_if_contended(Clock::time_point& burst, Placement& placement) {
+    const Clock::time_point now = Clock::now();
+    if (now >= contended_until_.load(std::memory_order_relaxed)) {
+      placement.restore();
+    } else if (now - burst >= kBurst) {
+      placement.avoid(caller_core_.load(std::memory_order_relaxed));
+      std::this_thread::sleep_for(kRest);
+      burst = Clock::now();
+    }
+  }
+
   void serve() {
+    ask_for_short_turns();
+    Placement placement;
+    Clock::time_point burst{};
     uint32_t last = 0;
     for (;;) {
+      rest_if_contended(burst, placement);
       const auto until = Clock::now() + kSpin;
       while (current_call() == last) {
         for (int i = 0; i < 64 && current_call() == last; ++i) pause();
@@ -147,7 +169,8 @@ class Pool {
   std::atomic<bool> busy_{false};
   std::atomic<int> sleepers_{0};
   std::atomic<bool> caller_sleeps_{false};
-  std::atomic<Clock::time_point> alone_until_{Clock::time_point{}};
+  std::atomic<Clock::time_point> contended_until_{Clock::time_point{}};
+  std::atomic<int> caller_core_{-1};
   Clock::time_point last_stall_{};
   uint32_t call_ = 0;
   void (*chunk_)(void*, int) = nullptr;
