@@ -8,7 +8,7 @@ Same sizes, fp32 (ours also with weights of fewer bits, by native kernels: ``to_
 of float32), prompts and number of new tokens in both (no end token). ``ratio`` is peer seconds over our seconds of
 a whole call, prompt and new tokens, the median over calls taken in turn: above 1 we are faster. Cold start is import,
 building the model and the first token, compiling included. The ceiling reads every weight and the filled part of the
-cache once per step at the memory bandwidth measured in the same run.
+cache once per step at the largest memory bandwidth seen between those calls.
 """
 
 import argparse
@@ -121,7 +121,7 @@ def ceiling(name: str, batch: int, cached: float, bandwidth: float, weight_bytes
     return batch * bandwidth / (weight_bytes * products + 4 * cache)
 
 
-def compare(name: str, batch: int, args: argparse.Namespace, bandwidth: float) -> None:
+def compare(name: str, batch: int, args: argparse.Namespace) -> None:
     """Measure one model at one batch size and emit a record for each type of weights."""
     kinds = [("mindformers", dtype) for dtype in args.weight_dtype]
     kinds += [(args.peer, "float32")] if args.peer != "none" else []
@@ -131,10 +131,12 @@ def compare(name: str, batch: int, args: argparse.Namespace, bandwidth: float) -
     try:
         for kind, dtype in kinds:
             workers.append(Worker(__file__, ["--worker", kind, "--weight-dtype", dtype, *common]))
-        answers = list(take_turns(workers, args.reps))
+        rounds = [(answer, read_bandwidth()) for answer in take_turns(workers, args.reps)]
     finally:
         for worker in workers:
             worker.close()
+    answers = [answer for answer, _ in rounds]
+    bandwidth = max(rate for _, rate in rounds)
 
     def figures(index: int) -> dict[str, Any]:
         kind = kinds[index][0]
@@ -181,10 +183,9 @@ def main() -> None:
     if args.worker:
         work(args)
         return
-    bandwidth = read_bandwidth()
     for name in args.models:
         for batch in args.batch:
-            compare(name, batch, args, bandwidth)
+            compare(name, batch, args)
 
 
 if __name__ == "__main__":
