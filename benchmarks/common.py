@@ -78,6 +78,7 @@ def our_config(name: str, **changes: Any) -> Any:
         "vocab_size": size["vocab"],
         "seq_length": size["seq"],
         "pretrain_seqlen": size["seq"],
+        "initializer_range": 0.02,  # transformers' default
         **dict.fromkeys(kinds, "float32"),
     }
     return LlamaConfig(**{**fields, **changes})

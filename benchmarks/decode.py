@@ -91,6 +91,11 @@ def work(args: argparse.Namespace) -> None:
     generate(prompts, 1)
     cold = time.perf_counter() - begin
     generate(prompts, new)
+    ready = {"cold_start_s": cold}
+    if kind == "mindformers":
+        from mindformers.modules.kernels import use_native_kernels
+
+        ready["native"] = use_native_kernels()
 
     def measure() -> dict:
         start = time.perf_counter()
@@ -102,7 +107,7 @@ def work(args: argparse.Namespace) -> None:
             raise RuntimeError(f"{kind} generated {length - prompt} tokens instead of {new}")
         return {"seconds": seconds, "prefill_s": middle - start, "peak_mb": peak_memory_mb()}
 
-    serve({"cold_start_s": cold}, measure)
+    serve(ready, measure)
 
 
 def ceiling(name: str, batch: int, cached: float, bandwidth: float, weight_bytes: int) -> float:
@@ -151,7 +156,13 @@ def compare(name: str, batch: int, args: argparse.Namespace) -> None:
 
     for index, dtype in enumerate(args.weight_dtype):
         record: dict[str, Any] = {"benchmark": "decode", "model": name, "batch": batch, "prompt": args.prompt}
-        record |= {"new": args.new, "reps": args.reps, "dtype": "float32", "weight_dtype": dtype, "native": args.native}
+        record |= {
+            "new": args.new,
+            "reps": args.reps,
+            "dtype": "float32",
+            "weight_dtype": dtype,
+            "native": workers[index].ready["native"],
+        }
         record |= figures(index)
         if args.peer != "none":
             record |= figures(len(kinds) - 1)

@@ -115,11 +115,14 @@ def text_point(megabytes: int, text: Path, model: Path, folder: Path) -> dict[st
     ]
     words += ["--seq_length", "512", "--output_file", str(target), "--num_workers", "2"]
     begin = time.perf_counter()
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
+    said = folder / f"{megabytes}.log"
+    with open(said, "w", encoding="utf-8") as log:
+        process = subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT)
+        _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - begin
     if status:
-        raise SystemExit(f"text {megabytes}: the command failed with status {status}")
+        code = os.waitstatus_to_exitcode(status)
+        raise SystemExit(f"text {megabytes}: the command ended with exit code {code}\n{said.read_text()[-2000:]}")
     for file in folder.glob(f"{megabytes}.*"):
         file.unlink()
     return {"step_s": seconds, "memory_mb": usage.ru_maxrss / 1024}
