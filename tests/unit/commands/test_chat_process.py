@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """``python -m mindformers chat`` and ``serve`` as processes: through a pipe, and in a terminal with Ctrl-C."""
 
+import functools
 import json
 import os
 import shutil
@@ -129,7 +130,11 @@ def test_output_folder_of_a_run(model, tmp_path):
 def test_ctrl_c_ends_the_service(model):
     command = [*words(model), "--port", "0", "--slots", "1", "--seq_length", "32"]
     command[3] = "serve"
-    service = subprocess.Popen(command, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    # a script's jobs in the background ignore SIGINT, and so would a service they start
+    heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    service = subprocess.Popen(
+        command, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=heard
+    )
     try:
         address = next(line.split()[2] for line in service.stdout if "chat page" in line)
         body = json.dumps({"model": "talker.yaml", "prompt": "the", "max_tokens": 3}).encode()
